@@ -1,0 +1,62 @@
+"""The Python client of whybox: ask what an object detector looked at, over REST or gRPC.
+
+    from whybox_client import Client
+
+    with Client("http://127.0.0.1:8000") as client:
+        explanation = client.explain("signs-retinanet", "street.jpg", targets=["class", "x1"])
+        explanation[0]["class"].save("why.png")
+
+Importing this package loads neither torch, grpc, httpx, NumPy nor Pillow: each name below brings what it
+needs when it is first used. The exceptions are in `whybox_client.errors`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from whybox_client.client import AsyncClient, Client
+    from whybox_client.errors import RequestError, ServiceError, WhyboxError
+    from whybox_client.models import InputLimits, Layer, Method, Model, Nms, Parameter
+    from whybox_client.results import Detection, DetectionMaps, Detections, Explanation, HeatMap, Stage
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Detection",
+    "DetectionMaps",
+    "Detections",
+    "Explanation",
+    "HeatMap",
+    "InputLimits",
+    "Layer",
+    "Method",
+    "Model",
+    "Nms",
+    "Parameter",
+    "RequestError",
+    "ServiceError",
+    "Stage",
+    "WhyboxError",
+]
+
+_MODULES = {
+    "client": ("AsyncClient", "Client"),
+    "errors": ("RequestError", "ServiceError", "WhyboxError"),
+    "models": ("InputLimits", "Layer", "Method", "Model", "Nms", "Parameter"),
+    "results": ("Detection", "DetectionMaps", "Detections", "Explanation", "HeatMap", "Stage"),
+}
+_HOMES = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

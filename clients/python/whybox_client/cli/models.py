@@ -1,0 +1,120 @@
+"""`whybox models`: what is served, what a model can be asked, and archives from recipes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from whybox_client.cli import options
+from whybox_client.cli.failures import Failure, needs_extra
+from whybox_client.cli.tables import table
+
+if TYPE_CHECKING:
+    from whybox_client import Model
+
+
+@click.group(invoke_without_command=True)
+@options.url
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def models(ctx: click.Context, url: str, as_json: bool) -> None:
+    """List the models that are served."""
+    ctx.obj = {"url": url, "as_json": as_json}
+    if ctx.invoked_subcommand:
+        return
+    with options.connect(url) as client:
+        served = client.models()
+    if as_json:
+        click.echo(json.dumps([asdict(model) for model in served], indent=2))
+        return
+    rows = [
+        (
+            model.name,
+            model.version,
+            model.family,
+            "yes" if model.ready else "no",
+            ", ".join(method.name for method in model.methods),
+            len(model.labels),
+        )
+        for model in served
+    ]
+    click.echo(table(("NAME", "VERSION", "FAMILY", "READY", "METHODS", "LABELS"), rows))
+
+
+@models.command()
+@click.argument("name")
+@click.option("--url", help="The service.  [default: that of `whybox models`]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def show(group: dict[str, Any], name: str, url: str | None, as_json: bool) -> None:
+    """Describe one model: labels, methods with their parameters, layers, NMS."""
+    with options.connect(url or group["url"]) as client:
+        model = client.model(name)
+    click.echo(json.dumps(asdict(model), indent=2) if as_json or group["as_json"] else _describe(model))
+
+
+@models.command()
+@click.argument("recipes", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="model_store",
+    show_default=True,
+    help="Folder for the .mar files.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Weights to pack, instead of those that the recipe names; for one recipe.",
+)
+def build(recipes: tuple[Path, ...], out: Path, weights: Path | None) -> None:
+    """Build a .mar archive from each recipe (YAML); without any, from all in model_store."""
+    chosen = recipes or tuple(sorted(Path("model_store").glob("*.yaml")))
+    if not chosen:
+        raise click.UsageError("no recipe given, and none in model_store")
+    if weights and len(chosen) > 1:
+        raise click.UsageError("--weights goes with one recipe")
+    try:
+        from whybox import archives
+    except ImportError as error:
+        raise needs_extra("serve", error) from error
+    out.mkdir(parents=True, exist_ok=True)
+    for recipe in chosen:
+        try:
+            click.echo(archives.build(recipe, out, weights))
+        except (OSError, ValueError) as error:
+            raise Failure(f"{recipe}: {error}") from error
+
+
+def _describe(model: Model) -> str:
+    lines = [
+        f"{model.name} {model.version} ({model.family}, {model.architecture}), "
+        + ("ready" if model.ready else "not ready"),
+        *([model.description] if model.description else []),
+        f"labels           {', '.join(model.labels)}",
+        f"score threshold  {model.score_threshold:g}",
+    ]
+    for nms in model.nms:
+        numbers = [f"{key}={value:g}" for key, value in asdict(nms).items() if isinstance(value, float)]
+        default = " (default)" if nms.kind == model.default_nms else ""
+        lines.append(f"nms              {' '.join([nms.kind, *numbers])}{default}")
+    for layer in model.layers:
+        stride = f", stride {layer.stride:g}" if layer.stride is not None else ""
+        lines.append(f"layer            {layer.name}: {layer.kind}, {layer.channels} channels{stride}")
+    for method in model.methods:
+        lines += [
+            "",
+            f"method {method.name}: {method.description}",
+            f"  targets  {', '.join(method.targets)}",
+        ]
+        if method.layers:
+            lines.append(f"  layers   {', '.join(method.layers)} (default {method.default_layer})")
+        for parameter in method.params:
+            choices = f" of {', '.join(parameter.choices)}" if parameter.choices else ""
+            default = f", default {json.dumps(parameter.default)}"
+            lines.append(f"  {parameter.name}: {parameter.type}{choices}{default}. {parameter.description}")
+    return "\n".join(lines)

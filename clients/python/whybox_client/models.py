@@ -1,0 +1,192 @@
+"""What a model says of itself: `Client.models` and `Client.model` return these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from whybox_proto.v1 import types_pb2
+
+from whybox_client.floats import shortest
+
+ParameterValue: TypeAlias = "float | int | bool | str"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a method.
+
+    Attributes:
+        type: ``number``, ``integer``, ``boolean`` or ``string``.
+        minimum, maximum: bounds of a number, both included; None: unbounded.
+        choices: the strings it may be; empty: any.
+    """
+
+    name: str
+    type: str
+    default: ParameterValue | None
+    minimum: float | None
+    maximum: float | None
+    choices: tuple[str, ...]
+    description: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to explain that a model offers.
+
+    Attributes:
+        targets: what it explains: ``class``, ``x1``, … ``combined``; with ``class`` also ``class:LABEL``.
+        layers: layers that it takes; empty for methods that use none.
+    """
+
+    name: str
+    description: str
+    params: tuple[Parameter, ...]
+    targets: tuple[str, ...]
+    layers: tuple[str, ...]
+    default_layer: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer whose feature maps can be explained.
+
+    Attributes:
+        kind: ``level`` (the pyramid level that produced the box), ``roi`` or ``stage``.
+        stride: pixels of the network's input per cell; None where it depends on the object.
+    """
+
+    name: str
+    kind: str
+    channels: int
+    stride: float | None
+
+
+@dataclass(frozen=True)
+class Nms:
+    """Suppression of duplicates: what a model describes, and what a request may ask for.
+
+    Whatever is None is the model's default (in a request), or not a number of this kind (in a
+    description).
+    """
+
+    kind: str
+    iou_threshold: float | None = None
+    corr_high: float | None = None
+    corr_low: float | None = None
+    sigma: float | None = None
+    final_threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class InputLimits:
+    """The largest picture that a model takes; 0: no limit said."""
+
+    max_bytes: int
+    max_pixels: int
+    max_side: int
+    formats: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a model is and what can be asked of it.
+
+    Attributes:
+        labels: names of the classes; `Detection.label_id` is an index into them.
+        score_threshold: used where a request gives none.
+        nms: the kinds of NMS with their defaults; `default_nms` names the one used where none is asked for.
+        ready: whether a worker can answer now.
+    """
+
+    name: str
+    version: str
+    description: str
+    family: str
+    architecture: str
+    labels: tuple[str, ...]
+    input: InputLimits
+    score_threshold: float
+    methods: tuple[Method, ...]
+    layers: tuple[Layer, ...]
+    nms: tuple[Nms, ...]
+    default_nms: str
+    ready: bool
+
+    @classmethod
+    def from_message(cls, model: types_pb2.Model) -> Model:
+        """Read a model's description from the wire."""
+        return cls(
+            name=model.name,
+            version=model.version,
+            description=model.description,
+            family=model.family,
+            architecture=model.architecture,
+            labels=tuple(model.labels),
+            input=InputLimits(
+                model.input.max_bytes,
+                model.input.max_pixels,
+                model.input.max_side,
+                tuple(model.input.formats),
+            ),
+            score_threshold=shortest(model.score_threshold),
+            methods=tuple(_method(method) for method in model.methods),
+            layers=tuple(
+                Layer(layer.name, layer.kind, layer.channels, _float32(layer, "stride"))
+                for layer in model.layers
+            ),
+            nms=tuple(
+                Nms(
+                    nms.kind,
+                    *(
+                        _float32(nms, name)
+                        for name in ("iou_threshold", "corr_high", "corr_low", "sigma", "final_threshold")
+                    ),
+                )
+                for nms in model.nms
+            ),
+            default_nms=model.default_nms,
+            ready=model.ready,
+        )
+
+
+def _method(method: types_pb2.Method) -> Method:
+    return Method(
+        name=method.name,
+        description=method.description,
+        params=tuple(
+            Parameter(
+                name=parameter.name,
+                type=parameter.type,
+                default=_default(parameter),
+                minimum=_optional(parameter, "minimum"),
+                maximum=_optional(parameter, "maximum"),
+                choices=tuple(parameter.choices),
+                description=parameter.description,
+            )
+            for parameter in method.params
+        ),
+        targets=tuple(method.targets),
+        layers=tuple(method.layers),
+        default_layer=method.default_layer,
+    )
+
+
+def _default(parameter: types_pb2.Parameter) -> ParameterValue | None:
+    if not parameter.HasField("default_value"):
+        return None
+    value: Any = json_format.MessageToDict(parameter.default_value)  # a scalar
+    default: ParameterValue = int(value) if parameter.type == "integer" else value
+    return default
+
+
+def _optional(message: Message, name: str) -> float | None:
+    return getattr(message, name) if message.HasField(name) else None
+
+
+def _float32(message: Message, name: str) -> float | None:
+    value = _optional(message, name)
+    return None if value is None else shortest(value)

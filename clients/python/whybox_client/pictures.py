@@ -1,0 +1,217 @@
+"""Drawing: a map over its image, boxes with their labels, and sheets of titled tiles.
+
+Pure Pillow and NumPy; nothing here knows the service. Boxes are [x1, y1, x2, y2], continuous, in pixels of
+the picture that is drawn on. H, W are the pixels of that picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from whybox_client import colors, defaults
+
+Box: TypeAlias = Sequence[float]
+Color: TypeAlias = tuple[int, int, int]
+
+TILE_SIDE = 320
+
+_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
+_PAPER, _INK = (255, 255, 255), (24, 24, 28)
+_GAP = 8
+_TITLE_SIZE = 15
+_TITLE_HEIGHT = 22
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A box to draw, with its text and colour."""
+
+    box: tuple[float, float, float, float]
+    text: str
+    color: Color
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture of a contact sheet and the words above it."""
+
+    image: Image.Image
+    title: str
+
+
+def overlay(
+    image: Image.Image,
+    values: NDArray[np.float32],
+    *,
+    opacity: float = defaults.OPACITY,
+    box: Box | None = None,
+    signed: bool = False,
+) -> Image.Image:
+    """Lay a heat map over its image.
+
+    The map is scaled from its lowest to its highest value (a signed one by its largest magnitude). Where it
+    is lowest the image stays as it is, and a constant map gives no colour at all.
+
+    Args:
+        image: the upright image, (H, W).
+        values: float32 (H, W), in the image's frame.
+        opacity: how much of the image the strongest colour covers, 0 to 1.
+        box: the detection's box, drawn in white within black; None: none.
+        signed: values below zero mean "speaks against": blue against red, white between.
+
+    Returns:
+        A new RGB image, (H, W).
+
+    Raises:
+        ValueError: if the sizes differ or the opacity is out of range.
+    """
+    if values.shape != (image.height, image.width):
+        raise ValueError(
+            f"a map in the image's frame has shape {(image.height, image.width)}; got {values.shape}"
+        )
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity is 0 to 1; got {opacity}")
+    levels = colors.normalised(values, signed=signed)
+    paint = colors.diverging(levels) if signed else colors.heat(levels)  # [H, W, 3]
+    # Colour comes in fast and then holds, so that weak heat is seen and the image shows where there is none.
+    cover = np.float32(opacity) * np.sqrt(np.abs(levels))[..., None]  # [H, W, 1]
+    pixels = np.asarray(image.convert("RGB"), np.float32)
+    mixed = Image.fromarray(np.rint(pixels + (paint - pixels) * cover).astype(np.uint8))
+    if box is not None:
+        outline(mixed, box)
+    return mixed
+
+
+def outline(image: Image.Image, box: Box) -> None:
+    """Draw one box onto the image, in white within black: seen on any ground."""
+    width = _line_width(image)
+    draw = ImageDraw.Draw(image)
+    draw.rectangle(_pixels(box, image, grow=1), outline=_BLACK, width=width + 2)
+    draw.rectangle(_pixels(box, image), outline=_WHITE, width=width)
+
+
+def draw_boxes(image: Image.Image, boxes: Sequence[Labelled]) -> Image.Image:
+    """Draw boxes with their texts; the first is drawn last, on top.
+
+    Returns:
+        A new RGB image of the same size.
+    """
+    drawn = image.convert("RGB")
+    if drawn is image:
+        drawn = image.copy()
+    draw = ImageDraw.Draw(drawn)
+    width = _line_width(image)
+    font = _font(max(11, round(max(image.size) / 32)))
+    for labelled in reversed(boxes):
+        draw.rectangle(_pixels(labelled.box, image, grow=1), outline=_BLACK, width=width + 2)
+        draw.rectangle(_pixels(labelled.box, image), outline=labelled.color, width=width)
+    for labelled in reversed(boxes):
+        _write_label(draw, labelled, image.size, font)
+    return drawn
+
+
+def fit(image: Image.Image, side: int = TILE_SIDE) -> Image.Image:
+    """Scale an image so that its longer side is `side`, as RGB."""
+    scale = side / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.convert("RGB").resize(
+        size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
+    )
+
+
+def contact_sheet(rows: Sequence[Sequence[Tile]], *, footer: str = "") -> Image.Image:
+    """Set tiles in rows on white, each under its title.
+
+    Columns are as wide as their widest tile, rows as high as their highest.
+
+    Args:
+        rows: tiles, row by row; rows may differ in length.
+        footer: a line below all of them; empty: none.
+
+    Raises:
+        ValueError: if there is no tile at all.
+    """
+    if not any(rows):
+        raise ValueError("a contact sheet has at least one tile")
+    columns = max(map(len, rows))
+    widths = [max(row[c].image.width for row in rows if c < len(row)) for c in range(columns)]
+    heights = [max((tile.image.height for tile in row), default=0) for row in rows]
+    size = (
+        sum(widths) + _GAP * (columns + 1),
+        sum(heights) + (_TITLE_HEIGHT + _GAP) * len(rows) + _GAP + (_TITLE_HEIGHT if footer else 0),
+    )
+    sheet = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    font = _font(_TITLE_SIZE)
+    y = _GAP
+    for row, height in zip(rows, heights, strict=True):
+        x = _GAP
+        for tile, width in zip(row, widths, strict=False):
+            draw.text((x, y), _cut(tile.title, font, width), fill=_INK, font=font)
+            sheet.paste(tile.image, (x, y + _TITLE_HEIGHT))
+            x += width + _GAP
+        y += _TITLE_HEIGHT + height + _GAP
+    if footer:
+        draw.text((_GAP, y), _cut(footer, font, size[0] - 2 * _GAP), fill=_INK, font=font)
+    return sheet
+
+
+def label_color(label_id: int) -> Color:
+    """Return the colour in which a label's boxes are drawn."""
+    return colors.LABEL_COLORS[label_id % len(colors.LABEL_COLORS)]
+
+
+def _line_width(image: Image.Image) -> int:
+    return max(2, round(max(image.size) / 250))
+
+
+def _pixels(box: Box, image: Image.Image, grow: int = 0) -> tuple[int, int, int, int]:
+    """Return the corner pixels, both included, of a continuous box; clipped, and at least one pixel."""
+    x1 = min(max(round(box[0]) - grow, 0), image.width - 1)
+    y1 = min(max(round(box[1]) - grow, 0), image.height - 1)
+    x2 = min(max(round(box[2]) - 1 + grow, x1), image.width - 1)
+    y2 = min(max(round(box[3]) - 1 + grow, y1), image.height - 1)
+    return x1, y1, max(x1, x2), max(y1, y2)
+
+
+def _write_label(
+    draw: ImageDraw.ImageDraw, labelled: Labelled, size: tuple[int, int], font: ImageFont.FreeTypeFont
+) -> None:
+    """Write the text on a plate above the box, or inside its top where there is no room above."""
+    ascent, descent = font.getmetrics()
+    pad = max(2, ascent // 5)
+    width, height = round(font.getlength(labelled.text)) + 2 * pad, ascent + descent
+    x = max(0, min(round(labelled.box[0]), size[0] - width))
+    above = round(labelled.box[1]) - height
+    y = above if above >= 0 else max(0, min(round(labelled.box[1]), size[1] - height))
+    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=labelled.color)
+    draw.text((x + pad, y), labelled.text, fill=_ink_on(labelled.color), font=font)
+
+
+def _ink_on(color: Color) -> Color:
+    red, green, blue = color
+    return _BLACK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else _WHITE
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """Cut a text to the pixels there are, with an ellipsis."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+@lru_cache(maxsize=32)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        raise RuntimeError("whybox_client.pictures needs a Pillow with FreeType, as its wheels have it")
+    return font

@@ -1,0 +1,169 @@
+"""REST: the messages in binary over HTTP, errors as RFC 9457 problem+json."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from whybox_client import errors
+from whybox_client.wire import READY, Call, Reply
+
+_PROTOBUF = "application/x-protobuf"
+_PROBLEM = "application/problem+json"
+# The service ends a late call itself, with a better error than ours; this is how much longer we wait for it.
+_GRACE_S = 1.0
+_CONNECT_S = 10.0
+
+#: What an HTTP status means where the answer is not a problem of the service's own (a proxy's, say).
+STATUS_CLASSES: dict[int, type[errors.WhyboxError]] = {
+    404: errors.NotFoundError,
+    413: errors.RequestTooLargeError,
+    429: errors.OverloadedError,
+    500: errors.InternalError,
+    501: errors.NotServedError,
+    502: errors.UnavailableError,
+    503: errors.UnavailableError,
+    504: errors.DeadlineExceededError,
+}
+
+#: What an error of httpx means; the first row that fits holds.
+FOREIGN_CLASSES: tuple[tuple[type[httpx.RequestError], type[errors.WhyboxError]], ...] = (
+    (httpx.ConnectTimeout, errors.ConnectionFailedError),
+    (httpx.TimeoutException, errors.DeadlineExceededError),
+    (httpx.TransportError, errors.ConnectionFailedError),
+    (httpx.RequestError, errors.InvalidAnswerError),
+)
+
+
+class RestTransport:
+    """Sends calls over HTTP and waits; keeps its connections alive."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+        self._http = httpx.Client(verify=_verify(url))
+
+    def send(self, call: Call, timeout: float) -> Reply:
+        """Send a call and return its reply."""
+        try:
+            response = self._http.request(**_request(self._url, call, timeout))
+        except httpx.RequestError as error:
+            raise _translate(error, call, self._url) from error
+        return _reply(response, call)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+
+class AsyncRestTransport:
+    """The same for asyncio."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+        self._http = httpx.AsyncClient(verify=_verify(url))
+
+    async def send(self, call: Call, timeout: float) -> Reply:
+        """Send a call and return its reply."""
+        try:
+            response = await self._http.request(**_request(self._url, call, timeout))
+        except httpx.RequestError as error:
+            raise _translate(error, call, self._url) from error
+        return _reply(response, call)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+
+def _verify(url: str) -> bool:
+    """Plain HTTP needs no certificates, and reading them takes longer than a call."""
+    return url.startswith("https:")
+
+
+def _request(url: str, call: Call, timeout: float) -> dict[str, Any]:
+    """Build the arguments of httpx's `request`."""
+    path, query = _address(call)
+    request: dict[str, Any] = {
+        "method": call.operation.verb,
+        "url": url + path,
+        "headers": {
+            "Accept": _PROTOBUF,
+            "X-Request-Id": call.request_id,
+            "X-Request-Timeout": f"{timeout:g}",
+        },
+        "timeout": httpx.Timeout(timeout + _GRACE_S, connect=min(timeout, _CONNECT_S)),
+    }
+    if call.operation.verb == "POST":
+        request["headers"]["Content-Type"] = _PROTOBUF
+        request["content"] = call.request.SerializeToString()
+    else:
+        request["params"] = query
+    return request
+
+
+def _address(call: Call) -> tuple[str, dict[str, str]]:
+    """Put the request's fields into the braces of the path; of the rest, the set ones become the query."""
+    path, query = call.operation.path, {}
+    for field in call.request.DESCRIPTOR.fields:
+        value = getattr(call.request, field.name)
+        brace = f"{{{field.name}}}"
+        if brace in path:
+            path = path.replace(brace, quote(value, safe=""))
+        elif value and call.operation.verb == "GET":
+            query[field.name] = str(value)
+    return path, query
+
+
+def _reply(response: httpx.Response, call: Call) -> Reply:
+    request_id = response.headers.get("X-Request-Id", call.request_id)
+    media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
+    if not response.is_success:
+        raise _problem(response, media_type, request_id)
+    if call.operation is not READY and media_type != _PROTOBUF:
+        raise errors.InvalidAnswerError(
+            "the address does not answer as whybox does",
+            expected=_PROTOBUF,
+            got=media_type or "no content type",
+            request_id=request_id,
+        )
+    return Reply(response.content, request_id)
+
+
+def _problem(response: httpx.Response, media_type: str, request_id: str) -> errors.WhyboxError:
+    """Read a problem of the service's own, or make one of what something on the way answered."""
+    problem: Any = None
+    if media_type == _PROBLEM:
+        try:
+            problem = response.json()
+        except ValueError:
+            problem = None
+    if not isinstance(problem, dict):
+        return _class_of(response.status_code)(
+            f"the address answered {response.status_code} {response.reason_phrase}".rstrip(),
+            request_id=request_id,
+        )
+    name = re.split("[/:#]", str(problem.get("type", "")))[-1]  # the last part of a URI
+    return errors.CLASSES.get(name, _class_of(response.status_code))(
+        str(problem.get("detail") or problem.get("title") or name),
+        type=name,
+        field=str(problem.get("field") or ""),
+        expected=str(problem.get("expected") or ""),
+        got=str(problem.get("got") or ""),
+        request_id=str(problem.get("request_id") or request_id),
+    )
+
+
+def _class_of(status: int) -> type[errors.WhyboxError]:
+    if status in STATUS_CLASSES:
+        return STATUS_CLASSES[status]
+    if 400 <= status < 500:
+        return errors.RequestError
+    return errors.ServiceError if status >= 500 else errors.InvalidAnswerError
+
+
+def _translate(error: httpx.RequestError, call: Call, url: str) -> errors.WhyboxError:
+    kind = next(ours for theirs, ours in FOREIGN_CLASSES if isinstance(error, theirs))
+    return kind(f"{url}: {error or type(error).__name__}", request_id=call.request_id)

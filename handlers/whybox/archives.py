@@ -1,0 +1,98 @@
+"""Builds self-contained TorchServe archives (.mar) from recipes."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from pathlib import Path
+
+import yaml
+from model_archiver.model_archiver_config import ModelArchiverConfig
+from model_archiver.model_packaging import generate_model_archive
+
+import whybox
+import whybox_proto
+from whybox.engine import Engine
+from whybox.recipe import Recipe, RecipeError, dump_recipe, read_recipe
+from whybox.torchserve import entry
+from whybox.torchserve.handler import RECIPE_FILE
+
+LEFT_OUT = ("scenes", "training", "__pycache__", "archives.py", "testing.py", "*_grpc.py", "*.pyi", "*.proto")
+"""What a worker does not need."""
+
+
+def build(recipe_path: Path, out_dir: Path, weights: Path | None = None) -> Path:
+    """Build the archive of a recipe.
+
+    The model is loaded and described first, so that what does not fit is told here and not by a worker that
+    fails to start. The archive carries weights, recipe, entry file, `whybox` and `whybox_proto`; where it is served
+    torch, torchvision, protobuf, safetensors, numpy, pillow and pyyaml must be installed.
+
+    Args:
+        recipe_path: the recipe.
+        out_dir: folder for the archive; made if missing.
+        weights: file to use instead of the recipe's own.
+
+    Returns:
+        The archive, ``{name}.mar``.
+
+    Raises:
+        RecipeError: if recipe, weights and labels do not fit.
+    """
+    recipe = read_recipe(recipe_path)
+    if weights is None:
+        if recipe.weights is None:
+            where = f" They come from {recipe.source}." if recipe.source else ""
+            raise RecipeError(f"{recipe_path}: weights: expected a file; the recipe names none.{where}")
+        weights = recipe_path.parent / recipe.weights
+    if not weights.is_file():
+        raise RecipeError(f"{recipe_path}: weights: there is no file {weights}")
+    Engine.load(recipe, weights)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        _package(recipe, weights, Path(scratch), out_dir)
+    return out_dir / f"{recipe.name}.mar"
+
+
+def _package(recipe: Recipe, weights: Path, scratch: Path, out_dir: Path) -> None:
+    files = scratch / "files"
+    for package in (whybox, whybox_proto):
+        source = Path(str(package.__file__)).parent
+        shutil.copytree(source, files / source.name, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    packed = f"weights{weights.suffix}"
+    (files / RECIPE_FILE).write_text(dump_recipe(dataclasses.replace(recipe, weights=packed)), encoding="utf-8")
+    shutil.copyfile(weights, scratch / packed)
+    # Workers import the entry by its base name, so each archive's has its own.
+    slug = "".join(c if c.isalnum() else "_" for c in recipe.name)
+    entry_file = scratch / f"whybox_entry_{slug}.py"
+    shutil.copyfile(str(entry.__file__), entry_file)
+    config = scratch / "model-config.yaml"
+    config.write_text(yaml.safe_dump(_model_config(recipe)), encoding="utf-8")
+    generate_model_archive(
+        ModelArchiverConfig(
+            model_name=recipe.name,
+            handler=str(entry_file),
+            version=recipe.version,
+            serialized_file=str(scratch / packed),
+            extra_files=str(files),
+            export_path=str(out_dir),
+            config_file=str(config),
+            force=True,
+        )
+    )
+
+
+def _model_config(recipe: Recipe) -> dict[str, int]:
+    """TorchServe's own settings of a model."""
+    workers = recipe.workers
+    return {
+        "minWorkers": workers.count,
+        "maxWorkers": workers.count,
+        "batchSize": workers.batch_size,
+        "maxBatchDelay": workers.max_batch_delay_ms,
+        "responseTimeout": workers.response_timeout_s,
+        "jobQueueSize": workers.queue_size,
+    }
+
+

@@ -1,0 +1,98 @@
+"""What a model says of itself: labels, limits, methods with their parameters, layers, NMS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from whybox.detectors.base import Detector, WhiteBoxDetector
+from whybox.images import FORMATS
+from whybox.methods import METHODS
+from whybox.methods.base import Method, Param, ParamValue
+from whybox.nms import KINDS
+from whybox.recipe import Recipe, RecipeError
+from whybox_proto.v1 import types_pb2
+
+_TYPES: dict[type, str] = {bool: "boolean", int: "integer", float: "number", str: "string"}
+
+
+def describe(recipe: Recipe, detector: Detector) -> types_pb2.Model:
+    """Describe a model.
+
+    Raises:
+        RecipeError: if the recipe names methods, layers or parameters that there are not.
+    """
+    for name in recipe.methods:
+        if name not in METHODS:
+            raise RecipeError(f"methods: expected one of {', '.join(METHODS)}; got {name!r}")
+    defaults = detector.defaults
+    model = types_pb2.Model(
+        name=recipe.name,
+        version=recipe.version,
+        description=recipe.description,
+        family=recipe.family,
+        architecture=recipe.architecture,
+        labels=detector.labels,
+        input=types_pb2.InputLimits(
+            max_bytes=recipe.input.max_bytes,
+            max_pixels=recipe.input.max_pixels,
+            max_side=recipe.input.max_side,
+            formats=FORMATS,
+        ),
+        score_threshold=defaults.score_threshold if recipe.score_threshold is None else recipe.score_threshold,
+        default_nms=defaults.nms,
+    )
+    iou = defaults.iou_threshold if recipe.iou_threshold is None else recipe.iou_threshold
+    for kind in KINDS:
+        model.nms.append(types_pb2.Nms(kind=kind, iou_threshold=iou if kind == "iou" else None))
+    for method in METHODS.values():
+        layers = method.layers(detector)
+        if isinstance(detector, WhiteBoxDetector) or not layers:
+            model.methods.append(_describe_method(method, layers, dict(recipe.methods.get(method.name, {}))))
+    if isinstance(detector, WhiteBoxDetector):
+        for layer in detector.layers.values():
+            model.layers.append(
+                types_pb2.Layer(name=layer.name, kind=layer.kind, channels=layer.channels, stride=layer.stride)
+            )
+    return model
+
+
+def _describe_method(method: Method, layers: list[str], chosen: dict[str, Any]) -> types_pb2.Method:
+    layer = chosen.pop("layer", layers[0] if layers else "")
+    if layers and layer not in layers:
+        raise RecipeError(f"methods.{method.name}.layer: expected one of {', '.join(layers)}; got {layer!r}")
+    names = [param.name for param in method.params]
+    for name in chosen:
+        if name not in names:
+            raise RecipeError(f"methods.{method.name}: expected layer, {', '.join(names)}; got {name!r}")
+    return types_pb2.Method(
+        name=method.name,
+        description=method.description,
+        params=[_describe_param(method, param, chosen.get(param.name, param.default)) for param in method.params],
+        targets=method.targets,
+        layers=layers,
+        default_layer=layer,
+        sampling=method.sampling,
+    )
+
+
+def _describe_param(method: Method, param: Param, value: ParamValue) -> types_pb2.Parameter:
+    kind = type(param.default)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise RecipeError(f"methods.{method.name}.{param.name}: expected {_TYPES[kind]}; got {value!r}")
+    described = types_pb2.Parameter(
+        name=param.name,
+        type=_TYPES[kind],
+        minimum=param.minimum,
+        maximum=param.maximum,
+        choices=param.choices,
+        description=param.description,
+    )
+    if isinstance(value, bool):
+        described.default_value.bool_value = value
+    elif isinstance(value, str):
+        described.default_value.string_value = value
+    else:
+        described.default_value.number_value = value
+    return described

@@ -1,0 +1,54 @@
+"""Weights files: safetensors, or PyTorch's own format read as tensors only."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from whybox.recipe import RecipeError
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read tensors by name; code in a pickle is refused.
+
+    Raises:
+        RecipeError: if the file is missing or holds anything but tensors by name.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+        raise RecipeError(f"{path}: the weights cannot be read: {error}") from error
+    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise RecipeError(f"{path}: expected a state dict, tensors by name; got {type(loaded).__name__}")
+    return loaded
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a weights file into a model, in the model's own precision.
+
+    Counters of batches (``num_batches_tracked``) may be missing: evaluation does not use them.
+
+    Raises:
+        RecipeError: naming keys that are missing, left over or of another shape.
+    """
+    weights = read_weights(path)
+    wanted = model.state_dict()
+    missing = [k for k in wanted if k not in weights and not k.endswith("num_batches_tracked")]
+    extra = [k for k in weights if k not in wanted]
+    shaped = [
+        f"{k} {tuple(weights[k].shape)}, expected {tuple(v.shape)}"
+        for k, v in wanted.items()
+        if k in weights and weights[k].shape != v.shape
+    ]
+    for what, names in (("missing", missing), ("not in the model", extra), ("of another shape", shaped)):
+        if names:
+            listed = ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "")
+            raise RecipeError(f"{path}: the weights do not fit the architecture; {what}: {listed}")
+    model.load_state_dict(weights, strict=False)

@@ -1,0 +1,189 @@
+"""The Method contract: what every explanation method takes and gives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from whybox.detectors.base import Detections, Detector, Forward, Outputs, Target
+
+SIDES = ("x1", "y1", "x2", "y2")
+TARGETS = ("class", *SIDES, "combined")
+ParamValue = float | int | bool | str
+
+
+@dataclass(frozen=True)
+class Param:
+    """One parameter of a method, as its description tells it.
+
+    Attributes:
+        name: as asked for in ``params``.
+        default: its value when not asked for; its type is the parameter's type.
+        description: what it does, with units.
+        minimum, maximum: of a number.
+        choices: of a string.
+    """
+
+    name: str
+    default: ParamValue
+    description: str
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Map:
+    """One heat map at the method's own resolution.
+
+    Attributes:
+        values: float32 (h, w), higher is more important.
+        region: [x1, y1, x2, y2] that the cells cover, image frame.
+        signed: negative values mean "speaks against".
+    """
+
+    values: Tensor
+    region: tuple[float, float, float, float]
+    signed: bool = False
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a method, for one picture.
+
+    Attributes:
+        forward: the pass that found the detections, made with ``keep=True`` (white box only).
+        image: position of the picture in that pass.
+        detections: those to explain.
+        targets: names; see `TARGETS`, and ``class:LABEL``.
+        layer: to tap; empty for methods that use none.
+        params: a value for every parameter of the method.
+        seed: of the random numbers.
+    """
+
+    forward: Forward
+    image: int
+    detections: Detections
+    targets: Sequence[str]
+    layer: str
+    params: Mapping[str, ParamValue]
+    seed: int = 0
+
+
+class Method(ABC):
+    """An explanation method.
+
+    Attributes:
+        name: as asked for.
+        description: in a sentence, with its paper.
+        params: what can be set.
+        targets: what it explains, of `TARGETS`.
+        sampling: it draws random samples and obeys a budget.
+    """
+
+    name: str
+    description: str
+    params: tuple[Param, ...] = ()
+    targets: tuple[str, ...] = ("class",)
+    sampling: bool = False
+
+    @abstractmethod
+    def layers(self, detector: Detector) -> list[str]:
+        """Name the layers of a detector that this method can use, its own first choice first."""
+
+    def explain(self, detector: Detector, question: Question) -> list[list[Map]]:
+        """Make the maps of every detection and target.
+
+        Returns:
+            For each detection, a map for each target, in the order asked.
+
+        Raises:
+            ValueError: if the question names a target, layer or parameter that the method does not have.
+        """
+        for target in question.targets:
+            head, _, label = target.partition(":")
+            if head not in self.targets or (label and (head != "class" or label not in detector.labels)):
+                raise ValueError(f"targets of {self.name} are {', '.join(self.targets)}; got {target!r}")
+        layers = self.layers(detector)
+        if question.layer not in (layers or [""]):
+            raise ValueError(f"layers of {self.name} are {', '.join(layers)}; got {question.layer!r}")
+        if set(question.params) != {param.name for param in self.params}:
+            raise ValueError(f"expected a value for each parameter of {self.name}; got {dict(question.params)}")
+        maps = self._explain(detector, question) if len(question.detections) else []
+        for row in maps:
+            for made in row:
+                if made.values.ndim != 2 or not bool(torch.isfinite(made.values).all()):
+                    raise RuntimeError(f"{self.name} made a map that is not finite (h, w)")
+        return maps
+
+    @abstractmethod
+    def _explain(self, detector: Detector, question: Question) -> list[list[Map]]:
+        """Make the maps; the question has been checked and has at least one detection."""
+
+
+def scalar(target: str, labels: Sequence[str]) -> Target:
+    """Turn a target's name into a scalar of a candidate's outputs.
+
+    A positive derivative of a side means "a larger box" for all four sides, so x1 and y1 turn their sign
+    (METHODS, ODAM). ``combined`` is no scalar.
+
+    Raises:
+        ValueError: for a name that is not one.
+    """
+    head, _, label = target.partition(":")
+    if head == "class" and label:
+        column = list(labels).index(label)
+        return lambda outputs: outputs.scores[:, column]
+    if head == "class":
+        return _own_class
+    if head in SIDES:
+        side = SIDES.index(head)
+        sign = -1.0 if side < 2 else 1.0
+        return lambda outputs: sign * outputs.sides[:, side]
+    raise ValueError(f"target {target!r} is not a scalar of a candidate")
+
+
+def _own_class(outputs: Outputs) -> Tensor:
+    return outputs.scores.gather(1, outputs.labels[:, None])[:, 0]
+
+
+def normalise(values: Tensor) -> Tensor:
+    """Min-max normalise a map to 0…1; a constant map becomes zeros."""
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low) if float(high) > float(low) else torch.zeros_like(values)
+
+
+def gaussian_matrices(sigmas: Tensor, length: int) -> Tensor:
+    """Matrices that smooth along an axis, one for each σ.
+
+    The kernel is cut at `smoothing_radius` and sums to one; σ = 0 is the identity. Beyond the axis' ends
+    are zeros.
+
+    Args:
+        sigmas: float (N,), in cells.
+        length: of the axis, in cells.
+
+    Returns:
+        float (N, length, length).
+    """
+    steps = torch.arange(length, device=sigmas.device)
+    distance = (steps[:, None] - steps).abs().to(sigmas)
+    sigma = sigmas[:, None, None]
+    weight = torch.exp(-0.5 * (distance / sigma.clamp(min=1e-6)) ** 2)
+    radius = smoothing_radius(sigmas)[:, None, None]
+    weight = torch.where(distance <= radius, weight, 0)
+    # The sum of the whole kernel, whether or not it fits into the axis.
+    offsets = torch.arange(int(radius.max()) + 1, device=sigmas.device)[None].to(sigmas)
+    side = torch.exp(-0.5 * (offsets / sigmas[:, None].clamp(min=1e-6)) ** 2)
+    side = torch.where(offsets <= radius[:, 0], side, 0)
+    total = 2 * side.sum(1) - side[:, 0]
+    return weight / total[:, None, None]
+
+
+def smoothing_radius(sigmas: Tensor) -> Tensor:
+    """Cells on each side of a kernel's centre: ⌈2σ⌉, float (N,)."""
+    return (2 * sigmas).ceil()

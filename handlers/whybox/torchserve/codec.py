@@ -1,0 +1,102 @@
+"""What TorchServe hands over and takes back, as requests and replies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError, Message
+
+from whybox_proto.errors import ERRORS, ContractError, shorten
+from whybox_proto.v1 import explainer_pb2, types_pb2, worker_pb2
+
+PROTOBUF = "application/x-protobuf"
+JSON = "application/json"
+PROBLEM_JSON = "application/problem+json"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A body for TorchServe to send."""
+
+    body: bytes | str
+    content_type: str
+    status: int = 200
+    phrase: str = ""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request as it came.
+
+    Attributes:
+        request: None where it could not be read.
+        error: why not.
+        plain: answer in JSON with HTTP statuses, rather than in protobuf with errors in-band.
+    """
+
+    request: worker_pb2.WorkerRequest | None
+    error: ContractError | None
+    plain: bool
+
+    def write(self, reply: worker_pb2.WorkerReply | None) -> Answer:
+        """Write the reply in the form that the call asked for."""
+        if reply is None:
+            assert self.error is not None
+            reply = worker_pb2.WorkerReply(error=self.error.to_message())
+        if not self.plain:
+            return Answer(reply.SerializeToString(), PROTOBUF)
+        result = reply.WhichOneof("result") or "error"
+        message = getattr(reply, result)
+        if result != "error":
+            return Answer(to_json(message), JSON)
+        row = ERRORS[message.type]
+        return Answer(to_json(message), PROBLEM_JSON, row.http_status, row.title)
+
+
+def read(part: Mapping[str, Any], headers: Mapping[str, str]) -> Call:
+    """Read one request of a batch.
+
+    Args:
+        part: what TorchServe parsed: ``body`` for a whole body, else the parts of a form.
+        headers: of the request, names in lower case.
+    """
+    body = next((part[name] for name in ("body", "image", "data") if part.get(name) is not None), b"")
+    if headers.get("content-type", "").partition(";")[0].strip() == PROTOBUF:
+        try:
+            return Call(worker_pb2.WorkerRequest.FromString(bytes(body)), None, plain=False)
+        except (DecodeError, TypeError, ValueError) as error:
+            wrong = ContractError("invalid_request", "the body is not a WorkerRequest", got=shorten(error))
+            return Call(None, wrong, plain=False)
+    if not isinstance(body, bytes | bytearray):
+        # TorchServe decodes text and JSON bodies.
+        wrong = ContractError(
+            "invalid_image",
+            "the body is no picture",
+            field="image",
+            expected="the bytes of a picture",
+            got=type(body).__name__,
+        )
+        return Call(None, wrong, plain=True)
+    if headers.get("explain") == "True":
+        request = worker_pb2.WorkerRequest(explain=explainer_pb2.ExplainRequest(image=bytes(body)))
+    else:
+        request = worker_pb2.WorkerRequest(detect=explainer_pb2.DetectRequest(image=bytes(body)))
+    return Call(request, None, plain=True)
+
+
+def description(model: types_pb2.Model) -> str:
+    """Write a model's description for TorchServe's describe call."""
+    return to_json(model)
+
+
+def to_json(message: Message) -> str:
+    """Write a message as the contract's JSON: snake_case names, defaults printed."""
+    return json.dumps(
+        json_format.MessageToDict(
+            message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
+    )

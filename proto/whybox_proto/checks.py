@@ -1,0 +1,227 @@
+"""What a request must satisfy, given the model's own description.
+
+The gateway runs these checks before it spends a worker's time; the worker runs the same ones, because a
+request can reach it without the gateway. Nothing here knows HTTP, gRPC or torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from google.protobuf import struct_pb2
+
+from whybox_proto.errors import ContractError, shorten, unknown_name
+from whybox_proto.v1 import explainer_pb2, types_pb2
+
+DEFAULT_METHOD = "odam"
+DEFAULT_TARGETS = ("class",)
+DEFAULT_MAX_DETECTIONS = 100
+MAX_DETECTIONS = 1000
+DEFAULT_MAX_SIDE = 512
+MAX_SIDE = 4096
+OUTPUT_SIZES = ("feature", "image")
+OUTPUT_ENCODINGS = ("u8", "f32", "png")
+
+
+def check_detect(request: explainer_pb2.DetectRequest, model: types_pb2.Model) -> None:
+    """Check a detect request against the model that shall answer it.
+
+    Raises:
+        ContractError: with the path of the first field at fault.
+    """
+    _check_image(request.image, model)
+    _check_select(request.select, model)
+    _check_nms(request.nms, model)
+
+
+def check_explain(request: explainer_pb2.ExplainRequest, model: types_pb2.Model) -> None:
+    """Check an explain request against the model that shall answer it.
+
+    Raises:
+        ContractError: with the path of the first field at fault.
+    """
+    _check_image(request.image, model)
+    _check_select(request.select, model)
+    _check_nms(request.nms, model)
+    method = find_method(request, model)
+    _check_targets(request.targets, method, model)
+    if request.layer and request.layer not in method.layers:
+        raise unknown_name("unknown_layer", "layer", request.layer, method.layers, field="layer")
+    _check_params(request.params, method)
+    if request.HasField("budget"):
+        if not method.sampling:
+            raise ContractError(
+                "invalid_argument",
+                f"the method {method.name!r} draws no samples, so it takes no budget",
+                field="budget",
+                expected="no budget",
+                got=shorten(request.budget).replace("\n", " "),
+            )
+        _check_budget(request.budget)
+    if request.evaluate:
+        raise ContractError("not_implemented", "maps are not evaluated yet", field="evaluate")
+    _check_output(request.output)
+
+
+def find_method(request: explainer_pb2.ExplainRequest, model: types_pb2.Model) -> types_pb2.Method:
+    """Return the description of the method asked for (`DEFAULT_METHOD` where none is named)."""
+    name = request.method or DEFAULT_METHOD
+    for method in model.methods:
+        if method.name == name:
+            return method
+    raise unknown_name("unknown_method", "method", name, [m.name for m in model.methods], field="method")
+
+
+def check_choice(value: str, choices: Sequence[str], *, field: str) -> None:
+    """Check a closed set of lowercase strings; empty means the default and passes."""
+    if value and value not in choices:
+        raise unknown_name("invalid_argument", field.rsplit(".", 1)[-1], value, choices, field=field)
+
+
+def check_range(
+    value: float, *, field: str, low: float = -math.inf, high: float = math.inf, open_low: bool = False
+) -> None:
+    """Check that a number is finite and in [low, high], or (low, high] with `open_low`."""
+    if math.isfinite(value) and low <= value <= high and not (open_low and value == low):
+        return
+    bounds = f"{'above' if open_low else 'at least'} {low:g}" if low > -math.inf else "finite"
+    if high < math.inf:
+        bounds += f" and at most {high:g}"
+    raise ContractError(
+        "invalid_argument", f"{field} is out of range", field=field, expected=bounds, got=f"{value:g}"
+    )
+
+
+def check_box(box: Sequence[float], *, field: str) -> None:
+    """Check a box [x1, y1, x2, y2]: four finite numbers, x1 < x2 and y1 < y2; empty passes."""
+    if not len(box):
+        return
+    if len(box) != 4 or not all(map(math.isfinite, box)) or box[0] >= box[2] or box[1] >= box[3]:
+        raise ContractError(
+            "invalid_argument",
+            "not a box",
+            field=field,
+            expected="four finite numbers [x1, y1, x2, y2] with x1 < x2 and y1 < y2",
+            got=shorten([float(f"{v:g}") for v in box]),
+        )
+
+
+def _check_image(image: bytes, model: types_pb2.Model) -> None:
+    if not image:
+        raise ContractError(
+            "missing_image", "the request has no image", field="image", expected="the bytes of a picture"
+        )
+    limit = model.input.max_bytes
+    if limit and len(image) > limit:
+        raise ContractError(
+            "request_too_large",
+            "the image is too large",
+            field="image",
+            expected=f"at most {limit} bytes",
+            got=f"{len(image)} bytes",
+        )
+
+
+def _check_select(select: types_pb2.Select, model: types_pb2.Model) -> None:
+    if select.HasField("score_threshold"):
+        check_range(select.score_threshold, field="select.score_threshold", low=0, high=1)
+    if select.HasField("max_detections"):
+        check_range(select.max_detections, field="select.max_detections", low=1, high=MAX_DETECTIONS)
+    for i, label in enumerate(select.labels):
+        if label not in model.labels:
+            raise unknown_name("unknown_label", "label", label, model.labels, field=f"select.labels[{i}]")
+    check_box(select.box, field="select.box")
+    if select.HasField("expected"):
+        raise ContractError(
+            "not_implemented", "missed objects are not explained yet", field="select.expected"
+        )
+
+
+def _check_nms(nms: types_pb2.Nms, model: types_pb2.Model) -> None:
+    check_choice(nms.kind, [described.kind for described in model.nms], field="nms.kind")
+    kind = nms.kind or model.default_nms
+    described = next(d for d in model.nms if d.kind == kind)
+    for name, low, high, open_low in (
+        ("iou_threshold", 0, 1, False),
+        ("corr_high", -1, 1, False),
+        ("corr_low", -1, 1, False),
+        ("sigma", 0, math.inf, True),
+        ("final_threshold", 0, 1, False),
+    ):
+        if not nms.HasField(name):
+            continue
+        if not described.HasField(name):
+            raise ContractError(
+                "unknown_parameter",
+                f"NMS of kind {kind!r} has no {name}",
+                field=f"nms.{name}",
+                expected=", ".join(f.name for f, _ in described.ListFields() if f.name != "kind") or "none",
+                got=name,
+            )
+        check_range(getattr(nms, name), field=f"nms.{name}", low=low, high=high, open_low=open_low)
+    if nms.explain_suppressed:
+        raise ContractError(
+            "not_implemented", "suppressed boxes are not returned yet", field="nms.explain_suppressed"
+        )
+
+
+def _check_targets(targets: Sequence[str], method: types_pb2.Method, model: types_pb2.Model) -> None:
+    for i, target in enumerate(targets):
+        field = f"targets[{i}]"
+        if target in targets[:i]:
+            raise ContractError(
+                "invalid_argument", "a target is asked for twice", field=field, expected="each once", got=target
+            )
+        head, colon, label = target.partition(":")
+        if colon and head == "class" and "class" in method.targets:
+            if label not in model.labels:
+                raise unknown_name("unknown_label", "label", label, model.labels, field=field)
+        elif target not in method.targets:
+            known = [*method.targets, "class:LABEL"] if "class" in method.targets else method.targets
+            raise unknown_name("unknown_target", "target", target, known, field=field)
+
+
+def _check_params(params: struct_pb2.Struct, method: types_pb2.Method) -> None:
+    described = {p.name: p for p in method.params}
+    for name, value in params.fields.items():
+        field = f"params.{name}"
+        if name not in described:
+            raise unknown_name("unknown_parameter", "parameter", name, described, field=field)
+        parameter = described[name]
+        kind = value.WhichOneof("kind")
+        wanted = {"number": "number_value", "integer": "number_value", "boolean": "bool_value"}
+        number = value.number_value
+        if kind != wanted.get(parameter.type, "string_value") or (
+            parameter.type == "integer" and not number.is_integer()
+        ):
+            raise ContractError(
+                "invalid_argument",
+                f"{name} is not of its type",
+                field=field,
+                expected=f"{'an' if parameter.type == 'integer' else 'a'} {parameter.type}",
+                got=shorten(value).strip(),
+            )
+        if kind == "number_value":
+            check_range(
+                number,
+                field=field,
+                low=parameter.minimum if parameter.HasField("minimum") else -math.inf,
+                high=parameter.maximum if parameter.HasField("maximum") else math.inf,
+            )
+        if parameter.choices:
+            check_choice(value.string_value, parameter.choices, field=field)
+
+
+def _check_budget(budget: types_pb2.Budget) -> None:
+    if budget.HasField("seconds"):
+        check_range(budget.seconds, field="budget.seconds", low=0, open_low=True)
+    if budget.HasField("samples"):
+        check_range(budget.samples, field="budget.samples", low=1)
+
+
+def _check_output(output: types_pb2.Output) -> None:
+    check_choice(output.size, OUTPUT_SIZES, field="output.size")
+    check_choice(output.encoding, OUTPUT_ENCODINGS, field="output.encoding")
+    if output.HasField("max_side"):
+        check_range(output.max_side, field="output.max_side", low=1, high=MAX_SIDE)

@@ -1,0 +1,38 @@
+"""Hosts and ports."""
+
+from __future__ import annotations
+
+import socket
+
+
+def join(host: str, port: int) -> str:
+    """Write a host and a port as one; an IPv6 address gets its brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def reachable(host: str) -> str:
+    """Return where a client on this machine finds a server that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bind a TCP socket; port 0 takes a free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """Return ports that nobody listens on now; another process may still take one first."""
+    bound = [listen(host, 0) for _ in range(count)]
+    try:
+        return [s.getsockname()[1] for s in bound]
+    finally:
+        for s in bound:
+            s.close()

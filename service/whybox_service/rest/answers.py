@@ -1,0 +1,105 @@
+"""What answers at each address of the contract, in the representation that the client wants."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from starlette.requests import Request
+from starlette.responses import Response
+from whybox_proto.errors import ContractError, shorten
+from whybox_proto.v1 import explainer_pb2, types_pb2
+
+from whybox_service import pictures, stages
+from whybox_service.calls import Call
+from whybox_service.metrics import Metrics, Observation
+from whybox_service.operations import Operations
+from whybox_service.rest import bodies, media
+from whybox_service.rest.exchange import Answer
+from whybox_service.rest.json_out import to_dict, to_json
+from whybox_service.rest.query import read_query
+from whybox_service.rest.routes import Address
+
+
+class Answers:
+    """Makes what answers at an address out of the operation behind it."""
+
+    def __init__(self, operations: Operations, metrics: Metrics, max_request_bytes: int) -> None:
+        self._operations = operations
+        self._metrics = metrics
+        self._max_request_bytes = max_request_bytes
+
+    def at(self, address: Address) -> Answer:
+        """Return what answers at an address."""
+        make: Callable[[], Any] = GetMessageClass(address.request)
+
+        async def answer(request: Request, call: Call, observation: Observation) -> Response:
+            observation.model = request.path_params.get("model", "")
+            self._operations.require(address.rpc)
+            kind = media.choose(request.headers.get("accept", ""), address.offers)
+            if kind == media.EVENT_STREAM:
+                raise ContractError("not_implemented", "maps are not streamed yet", field="Accept", got=kind)
+            message = make()
+            if address.verb == "POST":
+                await bodies.read(request, message, self._max_request_bytes)
+            else:
+                read_query(request.query_params.multi_items(), message)
+            for name in address.fields:
+                _set_from_path(message, name, request.path_params[name])
+            if kind == media.PNG:
+                return await self._picture(message, call)
+            result = await self._operations.perform(address.rpc, message, call)
+            body, timed = _write(result, kind)
+            self._metrics.stages(address.operation, observation.model, timed)
+            return Response(body, media_type=kind)
+
+        return answer
+
+    async def _picture(self, message: explainer_pb2.ExplainRequest, call: Call) -> Response:
+        """Answer an explain request with the overlay of its one map."""
+        if len(message.targets) > 1:
+            raise _not_one_map("targets", len(message.targets), "targets")
+        answer = await self._operations.perform("Explain", message, call)
+        assert isinstance(answer, explainer_pb2.ExplainResponse)
+        if len(answer.heat_maps) != 1:
+            raise _not_one_map("select", len(answer.heat_maps), "heat maps")
+        started = time.perf_counter()
+        picture = await asyncio.to_thread(pictures.draw_overlay, message.image, answer)
+        overlay = types_pb2.Stage(name="overlay", seconds=time.perf_counter() - started)
+        self._metrics.stages("explain", answer.model, [*answer.stages, overlay])
+        return Response(picture, media_type=media.PNG)
+
+
+def _write(answer: Message, kind: str) -> tuple[bytes, list[types_pb2.Stage]]:
+    if kind == media.PROTOBUF:
+        return stages.serialize(answer)
+    tree, timed = stages.tree(answer, to_dict)
+    return to_json(tree), timed
+
+
+def _set_from_path(message: Message, name: str, value: str) -> None:
+    """Set a field that stands in the path; the body may repeat it, but not contradict it."""
+    given = getattr(message, name)
+    if given and given != value:
+        raise ContractError(
+            "invalid_argument",
+            "the body contradicts the path",
+            field=name,
+            expected=f"{shorten(value)!r}, as in the path, or nothing",
+            got=shorten(given),
+        )
+    setattr(message, name, value)
+
+
+def _not_one_map(field: str, count: int, what: str) -> ContractError:
+    return ContractError(
+        "invalid_argument",
+        "a picture shows exactly one heat map: choose one detection and one target",
+        field=field,
+        expected="what gives one heat map",
+        got=f"{count} {what}",
+    )

@@ -1,0 +1,88 @@
+"""The HTTP application: the contract's addresses, and those for operators."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from fastapi import FastAPI
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.requests import Request
+from starlette.responses import Response
+from whybox_proto.errors import ContractError
+
+from whybox_service.calls import Call
+from whybox_service.catalogue import Catalogue
+from whybox_service.metrics import Metrics, Observation
+from whybox_service.operations import Operations
+from whybox_service.rest import media, openapi
+from whybox_service.rest.answers import Answers
+from whybox_service.rest.exchange import Answer, Exchange, problem
+from whybox_service.rest.json_out import to_json
+from whybox_service.rest.routes import ADDRESSES
+from whybox_service.settings import Settings
+
+METRICS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class _Name(Convertor[str]):
+    """A name in a path: no slash, and no colon, which begins a verb such as ``:detect``."""
+
+    regex = "[^/:]+"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("name", _Name())
+
+
+def create(settings: Settings, operations: Operations, catalogue: Catalogue, metrics: Metrics) -> FastAPI:
+    """Build the application."""
+    app = FastAPI(title="whybox", redirect_slashes=False, redoc_url=None)
+    exchange = Exchange(settings, metrics)
+    answers = Answers(operations, metrics, settings.max_request_bytes)
+    operator = _Operator(catalogue, metrics)
+
+    def add(verb: str, path: str, operation: str, answer: Answer) -> None:
+        app.router.add_route(path, exchange.endpoint(operation, answer), methods=[verb])
+
+    for address in ADDRESSES:
+        add(address.verb, address.path.replace("}", ":name}"), address.operation, answers.at(address))
+    add("GET", "/healthz", "healthz", operator.health)
+    add("GET", "/readyz", "readyz", operator.ready)
+    add("GET", "/metrics", "metrics", operator.scrape)
+    for status in (404, 405):
+        app.add_exception_handler(status, exchange.refuse)
+    app.openapi = cache(openapi.document)  # type: ignore[method-assign]
+    return app
+
+
+class _Operator:
+    """What operators and their machines look at."""
+
+    def __init__(self, catalogue: Catalogue, metrics: Metrics) -> None:
+        self._catalogue = catalogue
+        self._metrics = metrics
+
+    async def health(self, _request: Request, _call: Call, _observation: Observation) -> Response:
+        """Say that the process lives."""
+        return Response(to_json({"status": "ok"}), media_type=media.JSON)
+
+    async def ready(self, _request: Request, call: Call, observation: Observation) -> Response:
+        """Say whether every model can answer, and if not, why."""
+        await self._catalogue.look(call.deadline)
+        readiness = self._catalogue.readiness()
+        if readiness.ready:
+            return Response(to_json({"ready": True, "models": self._catalogue.names}), media_type=media.JSON)
+        error = ContractError("backend_unavailable", "not every model can answer")
+        observation.code = error.type
+        return problem(error, call.request_id, {"ready": False, "reasons": readiness.reasons})
+
+    async def scrape(self, _request: Request, _call: Call, _observation: Observation) -> Response:
+        """Give the metrics in Prometheus's text format."""
+        from prometheus_client import generate_latest
+
+        return Response(generate_latest(self._metrics.registry), media_type=METRICS_TEXT)

@@ -1,0 +1,79 @@
+"""The table of addresses: which rpc of `whybox.v1.Explainer` each one is.
+
+The same table makes the routes and the OpenAPI description.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from google.protobuf.descriptor import Descriptor
+from whybox_proto.v1 import explainer_pb2
+
+from whybox_service.operations import operation_name
+from whybox_service.rest import media
+
+SERVICE = explainer_pb2.DESCRIPTOR.services_by_name["Explainer"]
+
+
+@dataclass(frozen=True)
+class Address:
+    """One verb at one path.
+
+    Attributes:
+        verb: HTTP verb.
+        path: with the names of the request's fields that stand in it in braces.
+        rpc: name of the rpc; its request and answer are what this address takes and gives.
+        summary: what it does, in a line.
+        png: whether the answer can be had as a picture.
+    """
+
+    verb: str
+    path: str
+    rpc: str
+    summary: str
+    png: bool = False
+
+    @property
+    def request(self) -> Descriptor:
+        """The message that is asked with."""
+        return SERVICE.methods_by_name[self.rpc].input_type
+
+    @property
+    def response(self) -> Descriptor:
+        """The message that answers."""
+        return SERVICE.methods_by_name[self.rpc].output_type
+
+    @property
+    def fields(self) -> list[str]:
+        """The names in the path."""
+        return re.findall(r"{(\w+)}", self.path)
+
+    @property
+    def offers(self) -> list[str]:
+        """The media types that the answer can be had in, the default first."""
+        return [media.JSON, media.PROTOBUF, *([media.PNG, media.EVENT_STREAM] if self.png else [])]
+
+    @property
+    def operation(self) -> str:
+        """The rpc's name in snake case: a metric's label, and the method of `Operations`."""
+        return operation_name(self.rpc)
+
+
+ADDRESSES = (
+    Address("GET", "/v1/models", "ListModels", "List the models."),
+    Address("GET", "/v1/models/{model}", "GetModel", "Describe a model and the state of its workers."),
+    Address("POST", "/v1/models/{model}:detect", "Detect", "Find objects in a picture."),
+    Address("POST", "/v1/models/{model}:explain", "Explain", "Show what the detector looked at.", png=True),
+    Address("POST", "/v1/models/{model}:evaluate", "Evaluate", "Measure how faithful the maps are."),
+    Address("GET", "/v1/inversions", "ListInversions", "List layout inversions."),
+    Address("POST", "/v1/inversions", "CreateInversion", "Start a layout inversion."),
+    Address("GET", "/v1/inversions/{name}", "GetInversion", "Look at a layout inversion."),
+    Address("DELETE", "/v1/inversions/{name}", "DeleteInversion", "Forget a layout inversion."),
+    Address("POST", "/v1/inversions/{name}:cancel", "CancelInversion", "Stop a layout inversion."),
+    Address(
+        "GET", "/v1/inversions/{name}/image", "GetInversion", "The latest picture of a layout inversion."
+    ),
+    Address("GET", "/v1/inversions/{name}/events", "WatchInversion", "Follow a layout inversion."),
+)

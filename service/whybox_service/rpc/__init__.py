@@ -1,0 +1,1 @@
+"""The gateway over gRPC: the same operations, the same errors."""

@@ -1,0 +1,133 @@
+"""`whybox.v1.Explainer` over gRPC: each rpc of the service, straight from its descriptor.
+
+Requests arrive as bytes and are parsed here, so that malformed ones get an error of the table.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
+from grpc_status import rpc_status
+from whybox_proto.errors import ContractError
+from whybox_proto.v1 import explainer_pb2
+
+from whybox_service import stages
+from whybox_service.calls import Call, Deadline, check_request_id, new_request_id
+from whybox_service.errors import to_status
+from whybox_service.metrics import Metrics
+from whybox_service.operations import Operations, operation_name
+from whybox_service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+SERVICE = explainer_pb2.DESCRIPTOR.services_by_name["Explainer"]
+REQUEST_ID = "x-request-id"
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+class Servicer:
+    """Answers the rpcs of the service with the operations of the same names."""
+
+    def __init__(self, operations: Operations, metrics: Metrics, settings: Settings) -> None:
+        self._operations = operations
+        self._metrics = metrics
+        self._settings = settings
+
+    def handlers(self) -> grpc.GenericRpcHandler[bytes, bytes]:
+        """Return the handlers of all rpcs, for `grpc.aio.Server.add_generic_rpc_handlers`."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE.full_name,
+            {
+                method.name: (
+                    grpc.unary_stream_rpc_method_handler(self._streaming(method))
+                    if method.server_streaming
+                    else grpc.unary_unary_rpc_method_handler(self._unary(method))
+                )
+                for method in SERVICE.methods
+            },
+        )
+
+    def _unary(self, method: MethodDescriptor) -> Callable[[bytes, Context], Awaitable[bytes]]:
+        make: Callable[[], Any] = GetMessageClass(method.input_type)
+        operation = operation_name(method.name)
+
+        async def respond(body: bytes, context: Context) -> bytes:
+            request_id = new_request_id()
+            try:
+                with self._metrics.request("grpc", operation) as observation:
+                    request_id = _request_id(context, request_id)
+                    context.set_trailing_metadata(((REQUEST_ID, request_id),))
+                    self._operations.require(method.name)
+                    deadline = Deadline.after(self._seconds(context))
+                    request = make()
+                    try:
+                        request.ParseFromString(body)
+                    except DecodeError:
+                        raise _malformed(method, len(body)) from None
+                    observation.model = getattr(request, "model", "")
+                    async with deadline.limit():
+                        answer = await self._operations.perform(
+                            method.name, request, Call(request_id, deadline)
+                        )
+                    answer_body, timed = stages.serialize(answer)
+                    self._metrics.stages(operation, observation.model, timed)
+                    return answer_body
+            except ContractError as error:
+                await _abort(context, error, request_id)
+            except Exception:
+                log.exception("request %s failed", request_id)
+                await _abort(context, ContractError("internal", "something broke on our side"), request_id)
+
+        return respond
+
+    def _streaming(self, method: MethodDescriptor) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
+        operation = operation_name(method.name)
+
+        async def respond(_body: bytes, context: Context) -> AsyncIterator[bytes]:
+            request_id = new_request_id()
+            try:
+                with self._metrics.request("grpc", operation):
+                    request_id = _request_id(context, request_id)
+                    raise ContractError("not_implemented", f"{method.name} is not served yet")
+            except ContractError as error:
+                await _abort(context, error, request_id)
+            yield b""
+
+        return respond
+
+    def _seconds(self, context: Context) -> float:
+        remaining = context.time_remaining()
+        if remaining is None or not math.isfinite(remaining):
+            return self._settings.deadline_seconds
+        return min(remaining, self._settings.max_deadline_seconds)
+
+
+def _request_id(context: Context, made: str) -> str:
+    for name, value in context.invocation_metadata() or ():
+        if name == REQUEST_ID:
+            return check_request_id(value if isinstance(value, str) else repr(value), REQUEST_ID)
+    return made
+
+
+def _malformed(method: MethodDescriptor, size: int) -> ContractError:
+    return ContractError(
+        "invalid_request",
+        "the protobuf is malformed",
+        expected=f"a {method.input_type.full_name}",
+        got=f"{size} bytes",
+    )
+
+
+async def _abort(context: Context, error: ContractError, request_id: str) -> NoReturn:
+    """End the rpc with the error as its status, and the message in the status's details."""
+    status = rpc_status.to_status(to_status(error, request_id))
+    await context.abort(status.code, status.details, (*status.trailing_metadata, (REQUEST_ID, request_id)))
+    raise AssertionError("abort returned")

@@ -1,0 +1,41 @@
+"""Writing an answer, and telling in the answer itself how long the writing took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+from whybox_proto.v1 import explainer_pb2, types_pb2
+
+STAGED = (explainer_pb2.DetectResponse, explainer_pb2.ExplainResponse)
+
+T = TypeVar("T")
+
+
+def timed(write: Callable[[Message], T], answer: Message) -> tuple[T, types_pb2.Stage]:
+    """Write an answer with `write`, and return what it wrote and the stage ``encode``."""
+    started = time.perf_counter()
+    written = write(answer)
+    return written, types_pb2.Stage(name="encode", seconds=time.perf_counter() - started)
+
+
+def serialize(answer: Message) -> tuple[bytes, list[types_pb2.Stage]]:
+    """Write an answer in binary, once; return it with its stages, where it has any."""
+    if not isinstance(answer, STAGED):
+        return answer.SerializeToString(), []
+    body, encode = timed(lambda message: message.SerializeToString(), answer)
+    # A message that follows another is merged into it: one more entry of a repeated field.
+    return body + type(answer)(stages=[encode]).SerializeToString(), [*answer.stages, encode]
+
+
+def tree(
+    answer: Message, write: Callable[[Message], dict[str, Any]]
+) -> tuple[dict[str, Any], list[types_pb2.Stage]]:
+    """Write an answer as the tree that `write` makes of it; return it with its stages, where it has any."""
+    if not isinstance(answer, STAGED):
+        return write(answer), []
+    written, encode = timed(write, answer)
+    written["stages"].append(write(encode))
+    return written, [*answer.stages, encode]
