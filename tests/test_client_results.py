@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from whybox_client import Detection, Detections, Explanation, HeatMap
+from whybox_client import Detection, Detections, Explanation, HeatMap, views
 from whybox_client.images import Picture, encode
 from whybox_client.results import Stage
 from whybox_proto import maps
@@ -143,6 +143,37 @@ def test_a_picture_has_a_row_for_each_detection_and_a_tile_for_each_target() -> 
         assert sheet.size == (gap + 3 * (tile[0] + gap), gap + detections * (title + tile[1] + gap))
     limited = explanation(2).picture(rows=1)
     assert limited.size == (gap + 3 * (tile[0] + gap), gap + (title + tile[1] + gap) + title)
+
+
+def small_object(heat: tuple[int, int]) -> Explanation:
+    """An image of 640x480 with an object of 16x16 at (300, 200); the map is hot in one of 20x15 cells."""
+    answer = response(1, 640, 480)
+    answer.detections[0].box[:] = [300, 200, 316, 216]
+    cells = np.zeros((15, 20), np.float32)
+    cells[heat] = 1
+    for heat_map in answer.heat_maps:
+        maps.encode(cells, heat_map, "f32")
+    return Explanation.from_message(answer, picture(640, 480), "")
+
+
+def hot_columns(sheet: Image.Image) -> int:
+    """How many columns of the first map's tile are red."""
+    tile = np.asarray(sheet).astype(int)[30:270, 336:656]
+    return int(((tile[..., 0] > 150) & (tile[..., 2] < 120)).any(0).sum())
+
+
+def test_a_small_object_is_shown_large_and_what_explains_it_stays_in_sight() -> None:
+    near, far = small_object((6, 9)), small_object((13, 2))
+    assert near.picture().size == far.picture().size == explanation(1).picture().size
+    assert hot_columns(near.picture()) > 4 * hot_columns(far.picture()) > 0
+    x1, y1, x2, y2 = views.around(near.detections[0].box, near[0].values(), (640, 480))
+    assert (x2 - x1) / (y2 - y1) == pytest.approx(640 / 480)
+    assert 0 <= x1 <= 284 < 332 <= x2 <= 640
+    assert 0 <= y1 <= 184 < 232 <= y2 <= 480
+    assert views.around(far.detections[0].box, far[0].values(), (640, 480))[0] <= 64
+    assert views.around((0, 0, 400, 400), (), (640, 480)) == (0, 0, 640, 480)
+    assert views.around((700, 500, 710, 510), (), (640, 480)) == (0, 0, 640, 480)
+    assert views.around((630, 470, 650, 490), (), (640, 480))[2:] == (640, 480)
 
 
 def test_no_detections_make_a_picture_too() -> None:

@@ -16,15 +16,19 @@ def reachable(host: str) -> str:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Bind a TCP socket; port 0 takes a free one."""
+    """Bind a TCP socket; port 0 takes a free one.
+
+    Raises:
+        OSError: where the address cannot be listened on.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
-    except OSError:
+    except OSError as error:
         bound.close()
-        raise
+        raise OSError(error.errno, f"cannot listen on {join(host, port)}: {error.strerror}") from error
     return bound
 
 

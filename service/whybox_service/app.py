@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 
 from whybox_service import addresses
 from whybox_service.backend import Backend
 from whybox_service.catalogue import Catalogue
+from whybox_service.files import write_json
 from whybox_service.metrics import Metrics
 from whybox_service.operations import Operations
 from whybox_service.rest.app import create
@@ -63,31 +62,32 @@ class Gateway:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Addresses]:
-        """Serve while the block lasts; then let running requests finish, both servers at once."""
+        """Serve while the block lasts; then let running requests finish, both servers at once.
+
+        Raises:
+            OSError: where an address cannot be listened on.
+        """
         settings = self.settings
-        listener = addresses.listen(settings.host, settings.port)
-        http = _HttpServer(
-            uvicorn.Config(
-                self.app,
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                server_header=False,
-                timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
-            )
-        )
-        async with asyncio.TaskGroup() as tasks:
+        with contextlib.closing(addresses.listen(settings.host, settings.port)) as listener:
             grpc_port = await self._rpc.start(settings.host, settings.grpc_port)
-            watching = tasks.create_task(self._catalogue.watch(self._rpc.tell))
-            serving = tasks.create_task(http.serve([listener]))
+            http = _HttpServer(
+                uvicorn.Config(
+                    self.app,
+                    log_config=None,
+                    access_log=False,
+                    lifespan="off",
+                    server_header=False,
+                    timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
+                )
+            )
+            serving = asyncio.create_task(http.serve([listener]))
+            watching = asyncio.create_task(self._catalogue.watch(self._rpc.tell))
             host = addresses.reachable(settings.host)
+            port = listener.getsockname()[1]
             try:
                 while not http.started and not serving.done():
                     await asyncio.sleep(0.01)
-                yield Addresses(
-                    rest="http://" + addresses.join(host, listener.getsockname()[1]),
-                    grpc=addresses.join(host, grpc_port),
-                )
+                yield Addresses("http://" + addresses.join(host, port), addresses.join(host, grpc_port))
             finally:
                 watching.cancel()
                 http.should_exit = True
@@ -109,13 +109,6 @@ async def serve(settings: Settings) -> None:
         log.info("stopping")
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value))
-    os.replace(partial, path)
-
-
 def main() -> int:
     """Run the gateway with the settings of the environment."""
     settings = Settings()
@@ -124,12 +117,11 @@ def main() -> int:
         level=settings.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    with contextlib.suppress(ImportError):
-        import uvloop
-
+    try:
         uvloop.run(serve(settings))
-        return 0
-    asyncio.run(serve(settings))
+    except OSError as error:
+        print(f"whybox: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

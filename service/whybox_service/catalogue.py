@@ -54,6 +54,13 @@ class Catalogue:
         self._suspicion = asyncio.Event()
         self._describing: dict[tuple[str, str], asyncio.Lock] = {}
 
+    async def current_names(self, deadline: Deadline) -> list[str]:
+        """Return the names of the models as TorchServe has them now, or, should it be gone, had them."""
+        await self.look(deadline)
+        if self._problem and not self._names:
+            raise ContractError("backend_unavailable", self._problem)
+        return self._names
+
     @property
     def names(self) -> list[str]:
         """The names of the models, sorted."""

@@ -7,7 +7,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Gauge, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from whybox_proto.errors import ContractError
 from whybox_proto.v1 import types_pb2
 
@@ -35,6 +42,8 @@ class Metrics:
     """
 
     def __init__(self, knows: Callable[[str], bool]) -> None:
+        # One more series for each histogram's birthday helps nobody.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._knows = knows
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)

@@ -73,8 +73,7 @@ class Operations:
         checks.check_range(request.page_size, field="page_size", low=0, high=MAX_PAGE_SIZE)
         size = request.page_size or DEFAULT_PAGE_SIZE
         after = _read_page_token(request.page_token)
-        await self._catalogue.look(call.deadline)
-        names = [name for name in self._catalogue.names if name > after]
+        names = [name for name in await self._catalogue.current_names(call.deadline) if name > after]
         entries = await asyncio.gather(
             *(self._catalogue.entry(name, "", call.deadline) for name in names[:size])
         )

@@ -61,7 +61,7 @@ def draw_overlay(image: bytes, answer: explainer_pb2.ExplainResponse) -> bytes:
     values = maps.enlarge(maps.decode(heat_map), (x1, y1, x2, y2), picture.width, picture.height)
     box = next(d.box for d in answer.detections if d.index == heat_map.detection_index)
     buffer = io.BytesIO()
-    overlay(picture, values, box=list(box)).save(buffer, format="PNG")
+    overlay(picture, values, box=list(box), signed=heat_map.signed).save(buffer, format="PNG")
     return buffer.getvalue()
 
 

@@ -48,3 +48,7 @@ class Settings(BaseSettings):
         default=None, description="File that gets the addresses, as JSON, once both transports listen."
     )
     log_level: str = Field(default="info", description="debug, info, warning or error.")
+
+    def seconds(self, asked: float | None) -> float:
+        """Return how long a request may take whose client asked for so many seconds, or for none."""
+        return min(self.deadline_seconds if asked is None else asked, self.max_deadline_seconds)

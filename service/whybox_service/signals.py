@@ -15,7 +15,9 @@ class Waiter:
     def __init__(self, wakeup: int) -> None:
         self._wakeup = wakeup
 
-    def wait(self, timeout: float | None = None, descriptors: Iterable[int] = ()) -> tuple[set[int], set[int]]:
+    def wait(
+        self, timeout: float | None = None, descriptors: Iterable[int] = ()
+    ) -> tuple[set[int], set[int]]:
         """Wait for something to happen, at most `timeout` seconds.
 
         Returns:

@@ -15,19 +15,19 @@ T = TypeVar("T")
 
 
 def timed(write: Callable[[Message], T], answer: Message) -> tuple[T, types_pb2.Stage]:
-    """Write an answer with `write`, and return what it wrote and the stage ``encode``."""
+    """Write an answer with `write`, and return what it wrote and the stage ``serialize``."""
     started = time.perf_counter()
     written = write(answer)
-    return written, types_pb2.Stage(name="encode", seconds=time.perf_counter() - started)
+    return written, types_pb2.Stage(name="serialize", seconds=time.perf_counter() - started)
 
 
 def serialize(answer: Message) -> tuple[bytes, list[types_pb2.Stage]]:
     """Write an answer in binary, once; return it with its stages, where it has any."""
     if not isinstance(answer, STAGED):
         return answer.SerializeToString(), []
-    body, encode = timed(lambda message: message.SerializeToString(), answer)
+    body, stage = timed(lambda message: message.SerializeToString(), answer)
     # A message that follows another is merged into it: one more entry of a repeated field.
-    return body + type(answer)(stages=[encode]).SerializeToString(), [*answer.stages, encode]
+    return body + type(answer)(stages=[stage]).SerializeToString(), [*answer.stages, stage]
 
 
 def tree(
@@ -36,6 +36,6 @@ def tree(
     """Write an answer as the tree that `write` makes of it; return it with its stages, where it has any."""
     if not isinstance(answer, STAGED):
         return write(answer), []
-    written, encode = timed(write, answer)
-    written["stages"].append(write(encode))
-    return written, [*answer.stages, encode]
+    written, stage = timed(write, answer)
+    written["stages"].append(write(stage))
+    return written, [*answer.stages, stage]

@@ -106,8 +106,8 @@ def write_config(directory: Path, logs: Path, settings: dict[str, str]) -> None:
 def command(java: Java, directory: Path, model_store: Path) -> list[str]:
     """Return the command that runs TorchServe in the foreground.
 
-    It is what ``torchserve --foreground --ncs`` runs in the end. Started directly there is no process between,
-    no file with a process id in the shared temporary directory, and no TS_CONFIG_FILE that would win.
+    It is what ``torchserve --foreground --ncs`` runs in the end. Started directly there is no process
+    between, no file with a process id in the shared temporary directory, and no TS_CONFIG_FILE that wins.
     """
     spec = find_spec("ts")
     if spec is None or spec.origin is None:

@@ -3,7 +3,7 @@
     from whybox_client import Client
 
     with Client("http://127.0.0.1:8000") as client:
-        explanation = client.explain("signs-retinanet", "street.jpg", targets=["class", "x1"])
+        explanation = client.explain("retinanet-signs", "street.jpg", targets=["class", "x1"])
         explanation[0]["class"].save("why.png")
 
 Importing this package loads neither torch, grpc, httpx, NumPy nor Pillow: each name below brings what it

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 from numpy.typing import NDArray
+
+FloatArray: TypeAlias = NDArray[np.float32]
 
 # "Turbo" (A. Mikhailov, Google AI, 2019; Apache-2.0): the author's polynomial in powers of x, from x^0 to
 # x^5, for red, green and blue.
@@ -17,7 +21,7 @@ _TURBO = np.array(
 )
 # Turbo ends in a dark red that reads as "less" over a photograph: stop where it is still bright.
 _TURBO_END = 0.83
-_HEAT = np.clip(
+_HEAT: FloatArray = np.clip(
     (np.linspace(0, _TURBO_END, 256, dtype=np.float32)[:, None] ** np.arange(6)) @ _TURBO.T, 0, 1
 ).astype(np.float32) * np.float32(255)  # [256, 3]
 # Blue, white, red: the ends of ColorBrewer's "RdBu" and its middle.
@@ -36,8 +40,6 @@ LABEL_COLORS = (
     (170, 51, 119),
     (34, 136, 51),
 )
-
-FloatArray = NDArray[np.float32]
 
 
 def normalised(values: FloatArray, *, signed: bool = False) -> FloatArray:
@@ -68,7 +70,8 @@ def heat(levels: FloatArray) -> FloatArray:
     Returns:
         float32 (…, 3), RGB in [0, 255].
     """
-    return _HEAT[np.rint(levels * np.float32(255)).astype(np.uint8)]
+    paint: FloatArray = _HEAT[np.rint(levels * np.float32(255)).astype(np.uint8)]
+    return paint
 
 
 def diverging(levels: FloatArray) -> FloatArray:

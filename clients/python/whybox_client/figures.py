@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from whybox_proto import maps
 
-from whybox_client import defaults, pictures
+from whybox_client import defaults, pictures, views
 from whybox_client.results import Detection, DetectionMaps, Detections, Explanation, HeatMap
 
 if TYPE_CHECKING:
@@ -32,38 +32,44 @@ def overlay(heat_map: HeatMap, *, opacity: float = defaults.OPACITY) -> Image.Im
 
 
 def explanation(answer: Explanation, *, rows: int | None = None) -> Image.Image:
-    """Set an explanation as a contact sheet: one row a detection, its box first and then its maps.
+    """Set an explanation as a contact sheet: one row a detection, its box in the image and then its maps.
 
-    Tiles are drawn at their own size, so the cost does not follow the image's.
+    The maps of a small object zoom in on it, and their titles say how far. Tiles are drawn at their own
+    size, so the cost does not follow the image's.
     """
-    detections = answer.detections
-    image = pictures.fit(detections.image)
+    whole = pictures.fit(answer.detections.image)
     shown = list(answer)[:rows]
     left_out = len(answer) - len(shown)
-    sheet = [list(_row(image, answer, row)) for row in shown]
     return pictures.contact_sheet(
-        sheet or [[pictures.Tile(image, "no detections")]],
+        [list(_row(whole, answer.detections, row)) for row in shown]
+        or [[pictures.Tile(whole, "no detections")]],
         footer=f"and {left_out} more" if left_out else "",
     )
 
 
-def _row(image: Image.Image, answer: Explanation, row: DetectionMaps) -> Iterator[pictures.Tile]:
-    detections = answer.detections
-    scale = image.width / detections.width, image.height / detections.height
-    box = _scaled(row.detection.box, scale)
-    drawn = pictures.draw_boxes(image, [_labelled(row.detection, box)])
-    yield pictures.Tile(drawn, f"{row.detection.index}: {row.detection}")
+def _row(whole: Image.Image, detections: Detections, row: DetectionMaps) -> Iterator[pictures.Tile]:
+    detection, size = row.detection, (detections.width, detections.height)
+    everything = 0.0, 0.0, float(size[0]), float(size[1])
+    drawn = pictures.draw_boxes(whole, [_labelled(detection, _seen(detection.box, everything, whole))])
+    yield pictures.Tile(drawn, f"{detection.index}: {detection}")
+    view = views.around(detection.box, row.values(), size)
+    ground = pictures.fit(detections.image, view=view)
+    zoom = "" if view == everything else f" · zoom {size[0] / (view[2] - view[0]):.1f}"
     for target, heat_map in row.items():
-        values = maps.enlarge(heat_map.values, _scaled(heat_map.region, scale), image.width, image.height)
-        yield pictures.Tile(
-            pictures.overlay(image, values, box=box, signed=heat_map.signed),
-            f"{target} · {row.detection}",
+        values = maps.enlarge(
+            heat_map.values, _seen(heat_map.region, view, ground), ground.width, ground.height
         )
+        tile = pictures.overlay(
+            ground, values, box=_seen(detection.box, view, ground), signed=heat_map.signed
+        )
+        yield pictures.Tile(tile, f"{target} · {detection}{zoom}")
 
 
 def _labelled(detection: Detection, box: Box) -> pictures.Labelled:
     return pictures.Labelled(box, str(detection), pictures.label_color(detection.label_id))
 
 
-def _scaled(box: Box, scale: tuple[float, float]) -> Box:
-    return box[0] * scale[0], box[1] * scale[1], box[2] * scale[0], box[3] * scale[1]
+def _seen(box: Box, view: Box, tile: Image.Image) -> Box:
+    """Carry a box from the image into a tile that shows the image's `view`."""
+    x, y = tile.width / (view[2] - view[0]), tile.height / (view[3] - view[1])
+    return (box[0] - view[0]) * x, (box[1] - view[1]) * y, (box[2] - view[0]) * x, (box[3] - view[1]) * y

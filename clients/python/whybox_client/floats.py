@@ -10,8 +10,8 @@ def shortest(value: float) -> float:
     """Return the number of fewest digits that is the same float32."""
     if not math.isfinite(value):
         return value
-    for digits in (6, 7, 8):
+    for digits in range(6, 10):  # 9 always suffice
         candidate = float(f"{value:.{digits}g}")
         if struct.pack("<f", candidate) == struct.pack("<f", value):
-            return candidate
-    return value
+            break
+    return candidate

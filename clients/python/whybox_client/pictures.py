@@ -117,13 +117,19 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Labelled]) -> Image.Image:
     return drawn
 
 
-def fit(image: Image.Image, side: int = TILE_SIDE) -> Image.Image:
-    """Scale an image so that its longer side is `side`, as RGB."""
-    scale = side / max(image.size)
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    return image.convert("RGB").resize(
-        size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
-    )
+def fit(image: Image.Image, side: int = TILE_SIDE, *, view: Box | None = None) -> Image.Image:
+    """Scale an image, or the part of it in `view`, so that its longer side is `side`, as RGB.
+
+    Args:
+        image: any mode.
+        side: pixels.
+        view: [x1, y1, x2, y2] within the image; None: all of it.
+    """
+    x1, y1, x2, y2 = view or (0, 0, image.width, image.height)
+    scale = side / max(x2 - x1, y2 - y1)
+    size = max(1, round((x2 - x1) * scale)), max(1, round((y2 - y1) * scale))
+    resampling = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
+    return image.convert("RGB").resize(size, resampling, box=(x1, y1, x2, y2))
 
 
 def contact_sheet(rows: Sequence[Sequence[Tile]], *, footer: str = "") -> Image.Image:

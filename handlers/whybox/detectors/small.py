@@ -1,9 +1,13 @@
-"""Architectures of the demo detectors: torchvision's detector classes on a backbone that trains on two CPU cores.
+"""Architectures of the demo detectors: torchvision's detector classes on a backbone that trains on two CPU
+cores.
 
-All four keep the usual structure — `model.backbone.body` returns the stages, `model.backbone.fpn` the pyramid — and
-the usual ratio of object to stride: a feature map in which an object spans only two or three cells cannot point.
+All four keep the usual structure — `model.backbone.body` returns the stages, `model.backbone.fpn` the
+pyramid — and
+the usual ratio of object to stride: a feature map in which an object spans only two or three cells cannot
+point.
 
-Layout: images float32 [3, H, W] in 0–1, RGB. Labels are torchvision's: 1..K for the K classes, 0 is background.
+Layout: images float32 [3, H, W] in 0–1, RGB. Labels are torchvision's: 1..K for the K classes, 0 is
+background.
 
 | architecture | pyramid strides | anchors | parameters |
 |---|---|---|---|
@@ -12,8 +16,8 @@ Layout: images float32 [3, H, W] in 0–1, RGB. Labels are torchvision's: 1..K f
 | `faster-rcnn` | 8 16 32 | 2.5 strides · {0.9, 1.35} | 2.3 M |
 | `mask-rcnn` | 8 16 32 | 2.5 strides · {0.9, 1.35} | 2.5 M |
 
-The single-stage anchors follow the published ratio. The two-stage detectors may start at stride 8: RoIAlign reads the
-features at the object's own scale.
+The single-stage anchors follow the published ratio. The two-stage detectors may start at stride 8: RoIAlign
+reads the features at the object's own scale.
 """
 
 from __future__ import annotations
@@ -38,6 +42,8 @@ STEM_CHANNELS: Final = 16
 STAGE_CHANNELS: Final = (32, 64, 128, 256)  # layer1..layer4, at strides 4, 8, 16, 32
 PYRAMID_CHANNELS: Final = 64
 HEAD_CONVOLUTIONS: Final = 2
+_RETINANET_CHANNELS = 48  # of its pyramid, whose level of stride 4 costs most of the training
+_MASK_CHANNELS = 32
 MAX_SIDE: Final = 640
 """Pictures whose longer side exceeds this many pixels are scaled down to it; none is scaled up."""
 
@@ -47,15 +53,18 @@ _PROPOSAL_SIDES = (
     (40, 60),
     (90, 135),
 )  # R-CNN: a factor of 1.5 apart, on levels of stride 8, 16, 32
-# RoIs of 112 px and more are read at stride 16 (= 2^4), smaller ones at stride 8: from 56 px on, 7 bins span 7 cells.
+# RoIs of 112 px and more are read at stride 16 (= 2^4), smaller ones at stride 8: from 56 px on, 7 bins
+# span 7 cells.
 _CANONICAL_SCALE, _CANONICAL_LEVEL = 112, 4
 _MEAN, _STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
 
 
-class ShrinkLarge(GeneralizedRCNNTransform):
-    """torchvision's transform, except that a picture keeps its size unless its longer side exceeds `max_side` pixels.
+class ShrinkLarge(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision is untyped
+    """torchvision's transform, except that a picture keeps its size unless its longer side exceeds
+    `max_side` pixels.
 
-    torchvision can only bring every picture to one `min_size`; the demo detectors know signs of 16–160 px as they are.
+    torchvision can only bring every picture to one `min_size`; the demo detectors know signs of 16–160 px
+    as they are.
     """
 
     def __init__(self, max_side: int = MAX_SIDE) -> None:
@@ -72,7 +81,7 @@ class ShrinkLarge(GeneralizedRCNNTransform):
 
 
 class SmallBody(nn.Module):
-    """A stem at stride 2 and four stages of one `BasicBlock` each, `layer1` (stride 4) to `layer4` (stride 32)."""
+    """A stem (stride 2) and four stages of one `BasicBlock`: `layer1` (stride 4) to `layer4` (stride 32)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,26 +118,26 @@ def build_small(architecture: str, num_classes: int) -> nn.Module:
     return model
 
 
-def _backbone(first_stage: int) -> BackboneWithFPN:
+def _backbone(first_stage: int, channels: int = PYRAMID_CHANNELS) -> BackboneWithFPN:
     """Stages from `first_stage` (1–4) on, and a pyramid of the same strides with 64 channels each."""
     stages = range(first_stage, len(STAGE_CHANNELS) + 1)
     backbone = BackboneWithFPN(
         SmallBody(),
         return_layers={f"layer{stage}": str(i) for i, stage in enumerate(stages)},
         in_channels_list=[STAGE_CHANNELS[stage - 1] for stage in stages],
-        out_channels=PYRAMID_CHANNELS,
+        out_channels=channels,
     )
     backbone.fpn.extra_blocks = None  # torchvision's default is one more level, by max-pooling
     return backbone
 
 
-def _retinanet(outputs: int) -> nn.Module:
+def _retinanet(outputs: int) -> RetinaNet:
     sizes = tuple((side, round(side * 2**0.5)) for side in _ANCHOR_SIDES)
-    head = RetinaNetHead(PYRAMID_CHANNELS, num_anchors=2, num_classes=outputs)
+    head = RetinaNetHead(_RETINANET_CHANNELS, num_anchors=2, num_classes=outputs)
     for part in (head.classification_head, head.regression_head):
         part.conv = part.conv[:HEAD_CONVOLUTIONS]
     return RetinaNet(
-        _backbone(1),
+        _backbone(1, _RETINANET_CHANNELS),
         outputs,
         anchor_generator=AnchorGenerator(sizes, ((1.0,),) * len(sizes)),
         head=head,
@@ -137,7 +146,7 @@ def _retinanet(outputs: int) -> nn.Module:
     )
 
 
-def _fcos(outputs: int) -> nn.Module:
+def _fcos(outputs: int) -> FCOS:
     sizes = ((8,), (16,), (32,))  # FCOS assigns objects to levels by these: one stride each
     return FCOS(
         _backbone(2),
@@ -163,7 +172,7 @@ def _two_stage(outputs: int) -> dict[str, Any]:
         "box_roi_pool": _roi_align(7),
         "box_head": TwoMLPHead(PYRAMID_CHANNELS * 7 * 7, 256),
         "box_predictor": FastRCNNPredictor(256, outputs),
-        "box_batch_size_per_image": 64,
+        "box_batch_size_per_image": 48,
     }
 
 
@@ -177,17 +186,17 @@ def _roi_align(bins: int) -> MultiScaleRoIAlign:
     )
 
 
-def _faster_rcnn(outputs: int) -> nn.Module:
+def _faster_rcnn(outputs: int) -> FasterRCNN:
     return FasterRCNN(_backbone(2), **_two_stage(outputs))
 
 
-def _mask_rcnn(outputs: int) -> nn.Module:
+def _mask_rcnn(outputs: int) -> MaskRCNN:
     return MaskRCNN(
         _backbone(2),
         **_two_stage(outputs),
         mask_roi_pool=_roi_align(14),
-        mask_head=MaskRCNNHeads(PYRAMID_CHANNELS, (PYRAMID_CHANNELS,) * 2, 1),
-        mask_predictor=MaskRCNNPredictor(PYRAMID_CHANNELS, PYRAMID_CHANNELS, outputs),
+        mask_head=MaskRCNNHeads(PYRAMID_CHANNELS, (_MASK_CHANNELS,) * 2, 1),
+        mask_predictor=MaskRCNNPredictor(_MASK_CHANNELS, _MASK_CHANNELS, outputs),
     )
 
 

@@ -118,7 +118,7 @@ class TorchvisionDetector(WhiteBoxDetector):
                 stages[name] = x
         levels = self._pyramid(stages)
         forward = Forward(batch, stages, levels)
-        self._run_head(forward, keep)
+        self.run_head(forward, keep=keep)
         if not keep:
             forward.stages = {}
         return forward
@@ -198,7 +198,7 @@ class TorchvisionDetector(WhiteBoxDetector):
         """Read the post-processing that the model came with."""
 
     @abstractmethod
-    def _run_head(self, forward: Forward, keep: bool) -> None:
+    def run_head(self, forward: Forward, *, keep: bool = False) -> None:
         """Run the head over all levels and leave its outputs in `forward.extra`."""
 
     @abstractmethod
@@ -217,7 +217,7 @@ class OneStageDetector(TorchvisionDetector):
     def _decode(self, raw: Mapping[str, Tensor], anchors: Tensor) -> tuple[Tensor, Tensor]:
         """Decode raw outputs (..., width) into class scores (..., K) and boxes (..., 4)."""
 
-    def _run_head(self, forward: Forward, keep: bool) -> None:
+    def run_head(self, forward: Forward, *, keep: bool = False) -> None:
         levels = list(forward.levels.values())
         images = ImageList(forward.batch.pixels, [(f.network_height, f.network_width) for f in forward.batch.frames])
         anchors = self.model.anchor_generator(images, levels)[0]  # [N, 4], the same for every picture
@@ -321,7 +321,7 @@ class RcnnDetector(TorchvisionDetector):
         heads = self.model.roi_heads
         return PostProcessing(heads.score_thresh, heads.detections_per_img, "iou", heads.nms_thresh)
 
-    def _run_head(self, forward: Forward, keep: bool) -> None:
+    def run_head(self, forward: Forward, *, keep: bool = False) -> None:
         del keep  # regions are pooled again for the chosen candidates: cheaper than keeping all of them
         sizes = [(f.network_height, f.network_width) for f in forward.batch.frames]
         proposals, _ = self.model.rpn(ImageList(forward.batch.pixels, sizes), forward.levels, None)

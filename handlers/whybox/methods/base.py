@@ -184,6 +184,24 @@ def gaussian_matrices(sigmas: Tensor, length: int) -> Tensor:
     return weight / total[:, None, None]
 
 
+def smooth(maps: Tensor, sigmas: Tensor) -> Tensor:
+    """Smooth maps with a Gaussian of their own each, zeros beyond their borders.
+
+    Args:
+        maps: float (n, T, C, h, w).
+        sigmas: float (n, 2), along x and y, in cells; see `gaussian_matrices`.
+
+    Returns:
+        float (n, T, C, h, w).
+    """
+    n, _, _, h, w = maps.shape
+    # One large product per axis: products of single (h, w) maps are too small to be fast.
+    along_x = maps.reshape(n, -1, w) @ gaussian_matrices(sigmas[:, 0], w)
+    rows_last = along_x.view(maps.shape).transpose(3, 4).reshape(n, -1, h)
+    along_y = rows_last @ gaussian_matrices(sigmas[:, 1], h)  # the matrices are symmetric
+    return along_y.view(*maps.shape[:3], w, h).transpose(3, 4)
+
+
 def smoothing_radius(sigmas: Tensor) -> Tensor:
     """Cells on each side of a kernel's centre: ⌈2σ⌉, float (N,)."""
     return (2 * sigmas).ceil()

@@ -15,9 +15,9 @@ from whybox.methods.base import (
     Method,
     Param,
     Question,
-    gaussian_matrices,
     normalise,
     scalar,
+    smooth,
     smoothing_radius,
 )
 
@@ -101,12 +101,8 @@ def odam_maps(tap: Tap, targets: Sequence[Target], frame: Frame, smoothing: floa
 
 def _heat(window: Window, sigmas: Tensor | None) -> Tensor:
     """ReLU(Σ_k Φ(g_k) ∘ A_k): (n, T, h, w)."""
-    gradients = window.gradients
-    if sigmas is not None:
-        along_y = gaussian_matrices(sigmas[:, 1], gradients.shape[3])[:, None, None]
-        along_x = gaussian_matrices(sigmas[:, 0], gradients.shape[4])[:, None, None]
-        gradients = along_y @ gradients @ along_x  # the matrices are symmetric
-    return torch.einsum("ntchw,nchw->nthw", gradients, window.activations).relu()
+    gradients = window.gradients if sigmas is None else smooth(window.gradients, sigmas)
+    return (gradients * window.activations[:, None]).sum(2).relu()
 
 
 def _crop(heat: Tensor, origin: Tensor, tap: Tap, pick: int, frame: Frame) -> list[Map]:

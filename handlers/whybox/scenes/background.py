@@ -6,6 +6,7 @@ Every texture is a function of (generator, height, width) and returns uint8 [H, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,10 +19,10 @@ Texture = Callable[[np.random.Generator, int, int], Image]
 def background(rng: np.random.Generator, height: int, width: int) -> Image:
     """One texture, or two that meet at a horizon, with clutter on top; uint8 [H, W, 3]."""
     first, second = rng.integers(len(_TEXTURES), size=2)
-    image = _TEXTURES[first](rng, height, width)
+    image = _TEXTURES[int(first)](rng, height, width)
     if rng.random() < 0.5:
         horizon = int(height * rng.uniform(0.35, 0.75))
-        image[horizon:] = _TEXTURES[second](rng, height, width)[horizon:]
+        image[horizon:] = _TEXTURES[int(second)](rng, height, width)[horizon:]
     _clutter(rng, image)
     return image
 
@@ -46,11 +47,12 @@ def _grain(rng: np.random.Generator, image: Image, strength: int) -> Image:
     height, width = image.shape[:2]
     speckle = rng.integers(0, 2 * strength + 1, size=(height, width), dtype=np.uint8)
     lifted = cv2.add(image, cv2.merge([speckle, speckle, speckle]))
-    return np.asarray(cv2.subtract(lifted, (strength, strength, strength, 0)), dtype=np.uint8)
+    lowered = cv2.subtract(lifted, (strength, strength, strength, 0))  # type: ignore[call-overload]
+    return np.asarray(lowered, dtype=np.uint8)
 
 
-def _ramp(share: NDArray[np.float32], stops: NDArray[np.float32]) -> Image:
-    """Colours along `stops` (float32 [S, 3]) at `share` (float32 [H, W], 0–1)."""
+def _ramp(share: NDArray[np.floating[Any]], stops: NDArray[np.floating[Any]]) -> Image:
+    """Colours along `stops` (float [S, 3]) at `share` (float [H, W], 0–1)."""
     positions = np.linspace(0, 255, len(stops))
     table = np.stack([np.interp(np.arange(256), positions, stops[:, c]) for c in range(3)], axis=1)
     index = (share * 255).astype(np.uint8)
@@ -119,7 +121,7 @@ def _planks(rng: np.random.Generator, height: int, width: int) -> Image:
     wide = cv2.resize(
         tones.clip(0, 255).astype(np.uint8), (tones.shape[1] * board, 1), interpolation=cv2.INTER_NEAREST
     )
-    image = np.ascontiguousarray(np.broadcast_to(wide[:, :width], (height, width, 3)))
+    image = np.ascontiguousarray(np.broadcast_to(wide[:, :width], (height, width, 3)), dtype=np.uint8)
     image[:, ::board] = image[:, ::board] // 2
     if rng.random() < 0.5 and height == width:
         image = np.ascontiguousarray(image.transpose(1, 0, 2))

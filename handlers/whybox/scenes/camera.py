@@ -35,12 +35,12 @@ def light(rng: np.random.Generator, image: NDArray[np.uint8]) -> NDArray[np.uint
 
 
 def photograph(rng: np.random.Generator, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Blur (σ up to 0.9 px), sensor noise (σ up to 9 levels), and JPEG for a third; uint8 [H, W, 3] in and out."""
+    """Blur (σ up to 0.9 px), noise (σ up to 7 levels), and JPEG for a third; uint8 [H, W, 3] in and out."""
     sigma = rng.uniform(0.0, 0.9)
     if sigma > 0.3:
         image = np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), dtype=np.uint8)
     quantum = np.frombuffer(rng.bytes(image.size), dtype=np.uint8).reshape(image.shape)
-    levels = np.round(_GAUSS * rng.uniform(0.0, 9.0)).astype(np.int16)
+    levels = np.round(_GAUSS * rng.uniform(0.0, 7.0)).astype(np.int16)
     up, down = levels.clip(0).astype(np.uint8), (-levels).clip(0).astype(np.uint8)
     image = np.asarray(
         cv2.subtract(cv2.add(image, cv2.LUT(quantum, up)), cv2.LUT(quantum, down)), dtype=np.uint8

@@ -2,7 +2,8 @@
 
 Drawings live in the *unit frame* of a plate: `[x, y]`, both in 0..1, origin at the top-left corner, y down.
 The ten classes form five pairs of look-alikes. Both of a pair share everything but one part, so that the
-pixels of that part — and no others — decide between them. Plate shape and colours say nothing about the class.
+pixels of that part — and no others — decide between them. Plate shape and colours say nothing about the
+class.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
 def to_coco(scenes: Iterable[Scene]) -> dict[str, Any]:
     """The annotations of `scenes` as a COCO dictionary. Category ids are `label_id + 1`.
 
-    Each annotation carries, beside COCO's fields, `evidence` (RLE) and `visible` (share of the sign in sight).
+    Each annotation carries, beside COCO's fields, `evidence` (RLE) and `visible` (share of the sign in
+    sight).
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -49,7 +50,7 @@ def to_coco(scenes: Iterable[Scene]) -> dict[str, Any]:
 
 
 def export_coco(scenes: Iterable[Scene], folder: Path | str) -> Path:
-    """Write `images/*.png` and `annotations.json` into `folder` (made if missing); returns the JSON file's path."""
+    """Write `images/*.png` and `annotations.json` into `folder`, made if missing; returns the JSON file."""
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     kept = list(scenes)

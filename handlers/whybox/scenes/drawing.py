@@ -1,6 +1,7 @@
 """Signs as polygons in the picture: placing them, painting them, and the masks that go with them.
 
-Letters: P points, (h, w) the size of an item's window. Picture coordinates are continuous `[x, y]`, origin at the
+Letters: P points, (h, w) the size of an item's window. Picture coordinates are continuous `[x, y]`, origin
+at the
 top-left corner of the top-left pixel, so the centre of pixel (row r, column c) is `[c + 0.5, r + 0.5]`.
 """
 
@@ -70,8 +71,8 @@ def homography_of(
 ) -> NDArray[np.float64]:
     """Homography of a plate seen a little askew.
 
-    `centre` [x, y] and `size` [w, h] in pixels, `angle` in radians, `corner_shift` float [4, 2] moves the corners
-    (top-left, top-right, bottom-right, bottom-left) by that share of the size.
+    `centre` [x, y] and `size` [w, h] in pixels, `angle` in radians, `corner_shift` float [4, 2] moves the
+    corners (top-left, top-right, bottom-right, bottom-left) by that share of the size.
     """
     unit = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], dtype=np.float32)
     cosine, sine = np.cos(angle), np.sin(angle)
@@ -164,7 +165,10 @@ def _fill(image: NDArray[np.uint8], polygons: Sequence[Points], colour: Colour) 
 def _coverage(
     polygons: Sequence[Points], origin: tuple[int, int], shape: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """Antialiased cover (0–255) of the union of polygons, uint8 [h, w], in the window whose corner is `origin` [x, y]."""
+    """How much of each pixel (0–255) the polygons cover together; uint8 [h, w].
+
+    The window of shape [h, w] has its top-left corner at `origin` [x, y] of the picture.
+    """
     canvas = np.zeros(shape, dtype=np.uint8)
     for polygon in polygons:
         cv2.fillPoly(canvas, [_fixed(polygon - np.asarray(origin))], 255, cv2.LINE_AA, _FRACTION_BITS)

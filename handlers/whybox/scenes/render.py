@@ -55,7 +55,8 @@ def render(
     swapped: Collection[int] = (),
     camera: bool = True,
 ) -> Scene:
-    """Render scene number `index` of the endless sequence `(mode, seed)`; the same arguments give the same pixels.
+    """Render scene number `index` of the endless sequence `(mode, seed)`; the same arguments give the same
+    pixels.
 
     Args:
         mode: `plain` (2–8 signs, few overlaps), `crowd` (clusters with heavy overlap) or

@@ -1,1 +1,1 @@
-"""Training of the demo detectors on rendered scenes, and their figures. See `python -m whybox.training --help`."""
+"""Training and evaluation of the demo detectors on rendered scenes: `python -m whybox.training --help`."""

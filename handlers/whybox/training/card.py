@@ -6,6 +6,8 @@ from whybox.scenes import CLASSES, CONTEXT
 from whybox.training.evaluate import Figures
 from whybox.training.recipe import HELD_OUT_SEED, Recipe
 
+_PLACES = {"below": "below", "right": "to the right of"}
+
 
 def write_card(
     recipe: Recipe,
@@ -16,7 +18,7 @@ def write_card(
     seconds: float,
     machine: str,
 ) -> str:
-    """The card as Markdown. `command` repeats the training, `seconds` is its length, `machine` is in plain words."""
+    """The card as Markdown. `command` repeats the training, which took `seconds` on `machine`."""
     shares = ", ".join(f"{share:.0%} `{mode}`" for mode, share in recipe.modes)
     height, width = recipe.size
     lines = [
@@ -27,18 +29,19 @@ def write_card(
         "| | |",
         "|---|---|",
         f"| Parameters | {parameters / 1e6:.2f} M, stored in fp16 |",
-        f"| Trained on | {recipe.steps * recipe.batch:,} rendered scenes of {width}×{height} px, each used once: {shares} |",
+        f"| Trained on | {recipe.steps * recipe.batch:,} scenes of {width}×{height} px, each used once: "
+        f"{shares} |",
         f"| Time | {seconds / 60:.0f} minutes on {machine} |",
         f"| Recipe | AdamW, peak rate {recipe.learning_rate:g}, weight decay {recipe.weight_decay:g}, batch "
-        f"{recipe.batch}, {recipe.warm_up} steps of warm-up, cosine, gradient clip {recipe.clip:g}, seed {recipe.seed}, "
-        "bf16 autocast with losses in fp32 |",
+        f"{recipe.batch}, {recipe.warm_up} steps of warm-up, cosine, gradient clip {recipe.clip:g}, "
+        f"seed {recipe.seed}, bf16 autocast with losses in fp32 |",
         f"| Command | `{command}` |",
         "",
         "## Figures",
         "",
-        f"COCO average precision (pycocotools) on held-out scenes, seed {HELD_OUT_SEED}, which training refuses.",
-        "*Ceiling* is the share of objects that greedy NMS at IoU 0.5 leaves when given the true boxes: where signs of",
-        "one class overlap more than that, no detector that ends in it can find both.",
+        f"COCO average precision (pycocotools) on held-out scenes (seed {HELD_OUT_SEED}, not for training).",
+        "*Ceiling* is the share of objects that greedy NMS at IoU 0.5 leaves of the true boxes: where",
+        "signs of one class overlap more than that, no detector that ends in it can find both.",
         "",
         *_table(figures),
         "",
@@ -54,11 +57,11 @@ def write_card(
         "",
         "* It knows rendered signs of about 16 to 160 px and nothing else; on photographs it is meaningless.",
         "* Pictures whose longer side exceeds 640 px are scaled down first.",
-        "* Signs hidden by more than 60 %, or with most of their deciding part hidden, do not occur in training.",
+        "* Signs with under 40 % of their pixels or 60 % of their deciding part in sight are unknown to it.",
     ]
     if any(mode == "context" for mode, _ in recipe.modes):
         habits = "; ".join(
-            f"`{habit.label}` stands {'below' if habit.place == 'below' else 'to the right of'} a `{habit.anchor}` in "
+            f"`{habit.label}` stands {_PLACES[habit.place]} a `{habit.anchor}` in "
             f"{habit.rate:.0%} of its occurrences"
             for habit in CONTEXT
         )

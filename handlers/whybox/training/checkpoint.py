@@ -28,7 +28,7 @@ class Checkpoint:
 def save_checkpoint(
     path: Path, state: Checkpoint, model: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device
 ) -> None:
-    """Write model, optimiser, random state and progress to `path`, in one move: a kill leaves the old file or the new."""
+    """Write model, optimiser, random state and progress; a kill leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     torch.save(
@@ -49,7 +49,7 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, recipe: Recipe, model: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device
 ) -> Checkpoint:
-    """Put the state of `path` into model, optimiser and random generators; ValueError if it is of another recipe."""
+    """Restore model, optimiser and random generators from `path`; ValueError if it is of another recipe."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     if state["recipe"] != json.dumps(asdict(recipe)):
         raise ValueError(
@@ -64,7 +64,7 @@ def load_checkpoint(
 
 
 def save_weights(path: Path, model: nn.Module, architecture: str) -> None:
-    """Write the weights as safetensors, floating tensors in fp16; architecture and labels go into its metadata."""
+    """Write the weights as safetensors, floats in fp16; architecture and labels go into the metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: (value.half() if value.is_floating_point() else value).detach().cpu().contiguous()

@@ -1,11 +1,12 @@
 """Scenes as training data: rendered in worker processes, one scene per position, no order to remember.
 
-Position i of a data set always holds the same scene with the same augmentation, so that an interrupted training
-continues with exactly what it would have seen.
+Position i of a data set always holds the same scene with the same augmentation, so that an interrupted
+training continues with exactly what it would have seen.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any, TypedDict
 
@@ -23,7 +24,7 @@ _RENDER_TIMEOUT = 120.0  # seconds without a batch after which the renderer coun
 
 
 class Target(TypedDict, total=False):
-    """torchvision's target of one image: `boxes` float32 [G, 4], `labels` int64 [G] in 1..K, `masks` uint8 [G, H, W]."""
+    """torchvision's target: `boxes` float32 [G, 4], `labels` int64 [G] in 1..K, `masks` uint8 [G, H, W]."""
 
     boxes: Tensor
     labels: Tensor
@@ -95,8 +96,8 @@ class _Onwards(Sampler[int]):
 def batches(recipe: Recipe, *, masks: bool, first_step: int, workers: int) -> DataLoader[Any]:
     """Batches `(images uint8 [B, 3, H, W], list of B targets)` from step `first_step` on.
 
-    With `workers` > 0 scenes are rendered in that many spawned processes. A renderer that dies or stops answering
-    raises RuntimeError in the trainer, which then does not wait for ever.
+    With `workers` > 0 scenes are rendered in that many spawned processes. A renderer that dies or stops
+    answering raises RuntimeError in the trainer, which then does not wait for ever.
     """
     data = SceneData(recipe, masks=masks)
     spawned: dict[str, Any] = {}
@@ -105,7 +106,7 @@ def batches(recipe: Recipe, *, masks: bool, first_step: int, workers: int) -> Da
             "multiprocessing_context": "spawn",
             "prefetch_factor": 6,
             "timeout": _RENDER_TIMEOUT,
-            "worker_init_fn": _one_thread,
+            "worker_init_fn": _stand_back,
         }
     return DataLoader(
         data,
@@ -113,6 +114,7 @@ def batches(recipe: Recipe, *, masks: bool, first_step: int, workers: int) -> Da
         sampler=_Onwards(first_step * recipe.batch, len(data)),
         num_workers=workers,
         collate_fn=_collate,
+        generator=torch.Generator(),  # not the global one: it would draw from it at each resumption
         **spawned,
     )
 
@@ -121,6 +123,8 @@ def _collate(samples: list[Sample]) -> tuple[Tensor, list[Target]]:
     return torch.stack([image for image, _ in samples]), [target for _, target in samples]
 
 
-def _one_thread(_: int) -> None:
+def _stand_back(_: int) -> None:
+    """One thread at low priority, so that the trainer's threads are not held up by rendering."""
+    os.nice(10)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

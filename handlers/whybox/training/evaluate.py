@@ -25,8 +25,10 @@ from whybox.training.recipe import HELD_OUT_SEED
 class Figures:
     """COCO average precision (0–1) over `images` pictures.
 
-    `small` is AP of objects under 32² px. `ceiling` is the share of objects that greedy NMS at 0.5 leaves when it is
-    given the true boxes: no detector that ends in it finds more. `mask_*` are None for detectors without masks.
+    `small` is AP of objects under 32² px. `ceiling` is the share of objects that greedy NMS at 0.5 leaves
+    when it is
+    given the true boxes: no detector that ends in it finds more. `mask_*` are None for detectors without
+    masks.
     """
 
     images: int
@@ -111,7 +113,8 @@ def _summary(truth: dict[str, Any], results: list[dict[str, Any]], kind: str) ->
         annotations = COCO()
         annotations.dataset = truth
         annotations.createIndex()
-        # COCO writes an area into each result, from its mask where there is one: give each kind its own copies.
+        # COCO writes an area into each result, from its mask where there is one: give each kind its own
+        # copies.
         copies = [
             {k: v for k, v in entry.items() if kind == "segm" or k != "segmentation"} for entry in results
         ]
@@ -123,7 +126,7 @@ def _summary(truth: dict[str, Any], results: list[dict[str, Any]], kind: str) ->
 
 
 def _ceiling(scenes: Sequence[Scene]) -> float:
-    """Share of objects left by greedy NMS at IoU 0.5 within a class on the true boxes, front objects first."""
+    """Share of objects that greedy NMS per class at IoU 0.5 leaves of the true boxes, front objects first."""
     from torchvision.ops import batched_nms
 
     kept = total = 0

@@ -150,7 +150,7 @@ _SCORERS = ("head", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predi
 
 @contextmanager
 def _losses_in_fp32(model: nn.Module) -> Iterator[None]:
-    """Within the context, heads compute in bf16 under autocast while box arithmetic and losses stay in fp32."""
+    """Within it, heads compute in bf16 under autocast, box arithmetic and losses in fp32."""
     modules = dict(model.named_modules())
     hooks = [modules[name].register_forward_hook(_to_fp32) for name in _SCORERS if name in modules]
     single_stage = getattr(model, "compute_loss", None)

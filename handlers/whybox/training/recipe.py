@@ -15,7 +15,8 @@ HELD_OUT_SEED: Final = 1_000_003
 class Recipe:
     """Everything that decides a training's result.
 
-    `modes` pairs each mode of scenes with its share (the shares sum to 1). `images` counts rendered scenes, each used
+    `modes` pairs each mode of scenes with its share (the shares sum to 1). `images` counts rendered scenes,
+    each used
     once. `learning_rate` is the peak, reached after `warm_up` steps; then it falls to zero along a cosine.
     `clip` bounds the norm of the gradient. `size` is (height, width) in pixels.
     """

@@ -77,9 +77,7 @@ class Exchange:
 
     def _seconds(self, request: Request) -> float:
         given = request.headers.get(REQUEST_TIMEOUT)
-        if given is None:
-            return self._settings.deadline_seconds
-        return min(check_timeout(given, REQUEST_TIMEOUT), self._settings.max_deadline_seconds)
+        return self._settings.seconds(None if given is None else check_timeout(given, REQUEST_TIMEOUT))
 
 
 def problem(error: ContractError, request_id: str, members: Mapping[str, object] | None = None) -> Response:

@@ -37,7 +37,7 @@ class Text(str):
 def parse(body: bytes, field: str = "") -> Any:
     """Parse a JSON text, and say where it is wrong; `field` is the part that it came in, if any."""
     try:
-        return json.loads(body, object_pairs_hook=_unique, parse_constant=_no_constant)
+        return json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise ContractError(

@@ -35,9 +35,16 @@ class RpcServer:
         )
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; return the port, which the system chooses where it is 0."""
+        """Listen; return the port, which the system chooses where it is 0.
+
+        Raises:
+            OSError: where the address cannot be listened on.
+        """
         await self.tell(Readiness(False, {}))
-        bound = self._server.add_insecure_port(join(host, port))
+        try:
+            bound = self._server.add_insecure_port(join(host, port))
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {join(host, port)}: {error}") from error
         await self._server.start()
         return bound
 

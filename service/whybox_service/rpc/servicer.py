@@ -64,7 +64,7 @@ class Servicer:
             try:
                 with self._metrics.request("grpc", operation) as observation:
                     request_id = _request_id(context, request_id)
-                    context.set_trailing_metadata(((REQUEST_ID, request_id),))
+                    await _tell_request_id(context, request_id)
                     self._operations.require(method.name)
                     deadline = Deadline.after(self._seconds(context))
                     request = make()
@@ -105,9 +105,7 @@ class Servicer:
 
     def _seconds(self, context: Context) -> float:
         remaining = context.time_remaining()
-        if remaining is None or not math.isfinite(remaining):
-            return self._settings.deadline_seconds
-        return min(remaining, self._settings.max_deadline_seconds)
+        return self._settings.seconds(None if remaining is None or math.isinf(remaining) else remaining)
 
 
 def _request_id(context: Context, made: str) -> str:
@@ -115,6 +113,12 @@ def _request_id(context: Context, made: str) -> str:
         if name == REQUEST_ID:
             return check_request_id(value if isinstance(value, str) else repr(value), REQUEST_ID)
     return made
+
+
+async def _tell_request_id(context: Context, request_id: str) -> None:
+    """Echo the id as early as can be, and once more at the end, where errors carry theirs."""
+    context.set_trailing_metadata(((REQUEST_ID, request_id),))
+    await context.send_initial_metadata(((REQUEST_ID, request_id),))
 
 
 def _malformed(method: MethodDescriptor, size: int) -> ContractError:

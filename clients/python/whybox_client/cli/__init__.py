@@ -28,7 +28,7 @@ class _OneLineErrors(click.Group):
 
 
 @click.group(cls=_OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="whybox")
+@click.version_option(package_name="whybox", prog_name="whybox")
 def main() -> None:
     """Why this box? Ask object detectors what they looked at."""
 

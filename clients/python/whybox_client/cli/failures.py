@@ -28,6 +28,6 @@ def failure_of(error: Exception) -> Failure | None:
     return None
 
 
-def needs_extra(extra: str, error: ImportError) -> Failure:
+def needs_extra(extra: str, why: str) -> Failure:
     """Say which extra a command needs."""
-    return Failure(f"this needs more than the client ({error}): pip install 'whybox[{extra}]'")
+    return Failure(f"this needs more than the client ({why}): pip install 'whybox[{extra}]'")

@@ -72,22 +72,38 @@ def show(group: dict[str, Any], name: str, url: str | None, as_json: bool) -> No
     help="Weights to pack, instead of those that the recipe names; for one recipe.",
 )
 def build(recipes: tuple[Path, ...], out: Path, weights: Path | None) -> None:
-    """Build a .mar archive from each recipe (YAML); without any, from all in model_store."""
-    chosen = recipes or tuple(sorted(Path("model_store").glob("*.yaml")))
-    if not chosen:
-        raise click.UsageError("no recipe given, and none in model_store")
-    if weights and len(chosen) > 1:
+    """Build a .mar archive from each recipe; by default, from those in model_store that have weights."""
+    if weights and len(recipes) != 1:
         raise click.UsageError("--weights goes with one recipe")
     try:
         from whybox import archives
     except ImportError as error:
-        raise needs_extra("serve", error) from error
-    out.mkdir(parents=True, exist_ok=True)
-    for recipe in chosen:
+        raise needs_extra("serve", str(error)) from error
+    for recipe in recipes or _recipes_with_weights(Path("model_store")):
         try:
             click.echo(archives.build(recipe, out, weights))
         except (OSError, ValueError) as error:
-            raise Failure(f"{recipe}: {error}") from error
+            raise Failure(str(error)) from error
+
+
+def _recipes_with_weights(folder: Path) -> list[Path]:
+    """Find what can be built at once, and tell what cannot."""
+    from whybox.recipe import read_recipe
+
+    recipes = sorted(folder.glob("*.yaml"))
+    if not recipes:
+        raise click.UsageError(f"no recipe given, and none in {folder}")
+    ready = []
+    for path in recipes:
+        try:
+            weights = read_recipe(path).weights
+        except ValueError as error:
+            raise Failure(str(error)) from error
+        if weights is not None and (folder / weights).is_file():
+            ready.append(path)
+        else:
+            click.echo(f"{path}: its weights are not here; build it with --weights FILE", err=True)
+    return ready
 
 
 def _describe(model: Model) -> str:

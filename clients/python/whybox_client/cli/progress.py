@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from whybox_client import errors
-from whybox_client.cli.failures import Failure
+from whybox_client.cli.failures import Breakdown, Failure
 
 # What will not be different with the next image. An error that blames the image is of that image alone.
 _OF_EVERY_IMAGE = (
@@ -24,7 +24,7 @@ def for_each(images: Sequence[str], work: Callable[[str], str]) -> None:
     """Do the work for each image and print what it returns, with a progress bar where somebody looks.
 
     Raises:
-        Failure: at the end, if an image failed.
+        Failure: if the only image failed; at the end, if one of many did.
         WhyboxError: at once, if every image would fail alike.
     """
     from tqdm import tqdm
@@ -37,10 +37,16 @@ def for_each(images: Sequence[str], work: Callable[[str], str]) -> None:
         except (OSError, ValueError, errors.WhyboxError) as error:
             if isinstance(error, _OF_EVERY_IMAGE) and error.field != "image":
                 raise
+            if len(images) == 1:
+                raise _failure(error)(f"{image}: {_reason(error)}") from error
             failed += 1
             bar.write(f"{image}: {_reason(error)}", file=sys.stderr)
     if failed:
         raise Failure(f"{failed} of {len(images)} images failed")
+
+
+def _failure(error: Exception) -> type[Failure]:
+    return Breakdown if isinstance(error, errors.ServiceError) else Failure
 
 
 def _reason(error: Exception) -> str:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
 from whybox_client.cli.failures import needs_extra
 
-_PORT = click.IntRange(1, 65535)
+# Of the [serve] extra, what the processes that `serve` starts would miss first.
+_NEEDED = ("fastapi", "torch", "ts")
+_PORT = click.IntRange(0, 65535)
 
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
-@click.option("--port", type=_PORT, default=8000, show_default=True, help="Port of REST.")
-@click.option("--grpc-port", type=_PORT, default=8001, show_default=True, help="Port of gRPC.")
+@click.option("--port", type=_PORT, default=8000, show_default=True, help="Port of REST; 0: a free one.")
+@click.option("--grpc-port", type=_PORT, default=8001, show_default=True, help="Port of gRPC; 0: a free one.")
 @click.option(
     "--model-store",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -26,7 +29,12 @@ _PORT = click.IntRange(1, 65535)
 @click.option(
     "--ready-file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="File that is written once the service can answer.",
+    help="File that gets the addresses, as JSON, once every model can answer.",
+)
+@click.option(
+    "--log-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for TorchServe's logs.  [default: one that is gone afterwards]",
 )
 @click.pass_context
 def serve(
@@ -37,12 +45,21 @@ def serve(
     model_store: Path,
     models: tuple[str, ...],
     ready_file: Path | None,
+    log_dir: Path | None,
 ) -> None:
     """Serve the models of a folder over REST and gRPC until Ctrl-C."""
-    try:
-        from whybox_service import supervisor
-    except ImportError as error:
-        raise needs_extra("serve", error) from error
+    if missing := [module for module in _NEEDED if find_spec(module) is None]:
+        raise needs_extra("serve", f"no {', no '.join(missing)}")
+    from whybox_service import supervisor
+
     ctx.exit(
-        supervisor.serve(model_store, list(models) or None, host, port, grpc_port, ready_file=ready_file)
+        supervisor.serve(
+            model_store,
+            list(models) or None,
+            host,
+            port,
+            grpc_port,
+            ready_file=ready_file,
+            log_dir=log_dir,
+        )
     )

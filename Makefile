@@ -1,0 +1,69 @@
+# Every developer action is a target here. All of them set up what they need first.
+#   make demo    the main job: archives, service, explained scenes, a contact sheet
+#   make test    all tests
+#   make help    the rest
+
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+DEMO   := $(wildcard model_store/weights/*.safetensors)
+MARS   := $(patsubst model_store/weights/%.safetensors,model_store/%.mar,$(DEMO))
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve models test lint types format proto train bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 10
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; set PYTHON=" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+setup: $(STAMP) ## the environment, in .venv
+
+demo: models ## explain held-out scenes over REST and gRPC, and write a contact sheet
+	$(BIN)/python examples/demo.py --out out/demo
+
+serve: models ## TorchServe and the gateway, until Ctrl-C
+	$(BIN)/whybox serve --model-store model_store
+
+models: $(MARS) ## archives of the demo models, in model_store/
+
+model_store/%.mar: model_store/%.yaml model_store/weights/%.safetensors $(STAMP) \
+		$(shell find handlers/whybox proto/whybox_proto -name '*.py' -not -path '*/scenes/*' -not -path '*/training/*')
+	$(BIN)/whybox models build $< --out model_store
+
+test: $(STAMP) ## all tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP) ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## mypy, strict
+	$(BIN)/mypy
+
+format: $(STAMP) ## let ruff format and mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: $(STAMP) ## generate the stubs in proto/ anew
+	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=proto --pyi_out=proto proto/whybox_proto/v1/*.proto
+	$(BIN)/python -m grpc_tools.protoc -I proto --grpc_python_out=proto proto/whybox_proto/v1/explainer.proto
+
+train: $(STAMP) ## train the demo detectors (hours on two cores; resumes)
+	$(BIN)/python -m whybox.training --all --resume
+
+bench: models ## all benchmarks; each prints ratios
+	$(BIN)/python benchmarks/odam.py
+	$(BIN)/python benchmarks/layers.py
+	$(BIN)/python benchmarks/gateway.py
+	$(BIN)/python benchmarks/startup.py
+
+clean: ## what was built, but for the environment
+	rm -rf out model_store/*.mar .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,208 @@
+"""The torchvision family against torchvision itself, and the Detector contract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from builders import ARCHITECTURE_NAMES, LABELS, random_image, random_model
+from torch import nn
+from torchvision.models import detection
+
+from whybox.detectors.base import Frame, PostProcessing
+from whybox.detectors.dense import Tower, locate
+from whybox.detectors.registry import load_detector
+from whybox.detectors.torchvision import TorchvisionDetector, wrap
+from whybox.recipe import Recipe, RecipeError
+
+OFFICIAL = (
+    "retinanet_resnet50_fpn_v2",
+    "fasterrcnn_resnet50_fpn_v2",
+    "fcos_resnet50_fpn",
+    "maskrcnn_resnet50_fpn_v2",
+)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURE_NAMES)
+def detector(request: pytest.FixtureRequest) -> TorchvisionDetector:
+    return wrap(random_model(request.param), LABELS, background=True)
+
+
+def torchvision_answer(model: nn.Module, image: torch.Tensor) -> dict[str, torch.Tensor]:
+    with torch.no_grad():
+        answer: dict[str, torch.Tensor] = model([image.permute(2, 0, 1).float() / 255])[0]
+    return answer
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURE_NAMES)
+def test_detections_equal_torchvisions(architecture: str) -> None:
+    """Same boxes, labels and scores as the model's own call."""
+    model = random_model(architecture)
+    # A one-stage head's first class counts here, so that both see the same candidates.
+    first = 1 if "rcnn" in architecture else 0
+    detector = wrap(model, LABELS if first else ("background", *LABELS), background=bool(first))
+    image = random_image(150, 200, seed=3)
+    ours = detector.detect([image])[0]
+    theirs = torchvision_answer(model, image)
+    assert len(ours) == len(theirs["scores"]) > 5
+    assert torch.allclose(ours.boxes, theirs["boxes"], atol=1e-3)
+    assert torch.equal(ours.labels + first, theirs["labels"])
+    assert torch.allclose(ours.scores, theirs["scores"], atol=1e-5)
+
+
+def test_detections_point_to_their_candidates(detector: TorchvisionDetector) -> None:
+    ((_, batch),) = detector.prepare([random_image()])
+    forward = detector.forward(batch)
+    candidates = detector.candidates(forward, 0)
+    found = detector.postprocess(candidates, batch.frames[0], detector.defaults)
+    assert len(found) > 0
+    rows = torch.arange(len(found))
+    assert torch.equal(candidates.scores[found.candidates], found.class_scores)
+    assert torch.equal(found.class_scores[rows, found.labels], found.scores)
+    assert bool((found.scores[:-1] >= found.scores[1:]).all())
+
+
+def test_a_batch_of_mixed_sizes_answers_as_each_alone(detector: TorchvisionDetector) -> None:
+    images = [random_image(128, 160, seed=1), random_image(96, 200, seed=2), random_image(128, 160, seed=3)]
+    batches = detector.prepare(images)
+    assert [positions for positions, _ in batches] == [[0, 2], [1]]
+    together = detector.detect(images)
+    for image, found in zip(images, together, strict=True):
+        alone = detector.detect([image])[0]
+        assert torch.allclose(alone.boxes, found.boxes, atol=1e-3)
+        assert torch.equal(alone.labels, found.labels)
+        assert torch.allclose(alone.scores, found.scores, atol=1e-5)
+
+
+def test_two_runs_agree(detector: TorchvisionDetector) -> None:
+    first, second = (detector.detect([random_image()])[0] for _ in range(2))
+    assert torch.equal(first.boxes, second.boxes)
+    assert torch.equal(first.scores, second.scores)
+
+
+def test_settings_of_postprocessing_act(detector: TorchvisionDetector) -> None:
+    image = random_image()
+    everything = detector.detect([image], PostProcessing(0.05, 1000, "none"))[0]
+    suppressed = detector.detect([image], PostProcessing(0.05, 1000, "iou", 0.1))[0]
+    few = detector.detect([image], PostProcessing(0.05, 3, "iou", 0.1))[0]
+    assert len(everything) > len(suppressed) > 3 == len(few)
+    threshold = float(suppressed.scores[2])
+    strict = detector.detect([image], PostProcessing(threshold, 1000, "iou", 0.1))[0]
+    assert len(strict) == 2
+    assert bool((strict.scores > threshold).all())
+
+
+def test_a_tap_needs_a_kept_pass_and_a_known_layer(detector: TorchvisionDetector) -> None:
+    ((_, batch),) = detector.prepare([random_image()])
+    one = torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(ValueError, match="keep=True"):
+        detector.tap(detector.forward(batch), 0, "level", one, one)
+    with pytest.raises(ValueError, match="layer is one of level"):
+        detector.tap(detector.forward(batch, keep=True), 0, "layer9", one, one)
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(3, 8, 8), torch.zeros(8, 8, 3), torch.zeros(0, 8, 3).byte()])
+def test_pictures_of_another_form_are_refused(detector: TorchvisionDetector, wrong: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"images\[0\]: expected uint8 \(H, W, 3\)"):
+        detector.prepare([wrong])
+
+
+def test_preprocessing_has_an_inverse() -> None:
+    frame = Frame(width=1000, height=700, network_width=640, network_height=448)
+    boxes = torch.tensor([[0.0, 0.0, 1000.0, 700.0], [12.5, 3.25, 99.0, 300.0]])
+    assert torch.allclose(frame.to_network(boxes)[0], torch.tensor([0.0, 0.0, 640.0, 448.0]))
+    assert torch.allclose(frame.to_image(frame.to_network(boxes)), boxes, atol=1e-4)
+
+
+def test_large_pictures_are_scaled_and_boxes_come_back(detector: TorchvisionDetector) -> None:
+    ((_, batch),) = detector.prepare([random_image(960, 1280)])
+    assert (batch.frames[0].network_width, batch.frames[0].network_height) == (640, 480)
+    found = detector.detect([random_image(960, 1280)])[0]
+    assert float(found.boxes[:, 2].max()) > 640
+    assert float(found.boxes[:, 2].max()) <= 1280 + 1e-3
+
+
+def test_candidates_are_located_level_by_level() -> None:
+    places = locate(torch.tensor([0, 1, 23, 24, 29]), [(3, 4), (1, 3)], anchors=2)
+    assert places.levels.tolist() == [0, 0, 0, 1, 1]
+    assert places.rows.tolist() == [0, 0, 2, 0, 0]
+    assert places.columns.tolist() == [0, 0, 3, 0, 2]
+    assert places.anchors.tolist() == [0, 1, 1, 0, 1]
+
+
+def test_a_tower_that_cannot_be_pulled_back_is_refused() -> None:
+    out = nn.Conv2d(4, 4, 3, padding=1)
+    with pytest.raises(TypeError, match="got Sigmoid"):
+        Tower.of(nn.Sequential(nn.Conv2d(4, 4, 3), nn.Sigmoid()), out=out)
+    with pytest.raises(TypeError, match="a ReLU after each convolution"):
+        Tower.of(nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.ReLU()), out=out)
+
+
+def test_wrap_refuses_other_models_and_wrong_labels() -> None:
+    with pytest.raises(TypeError, match="got Linear"):
+        wrap(nn.Linear(1, 1), LABELS)
+    with pytest.raises(ValueError, match="expected 4 names for this head; got 3"):
+        wrap(random_model("fcos"), LABELS[:3], background=True)
+
+
+@pytest.mark.parametrize("architecture", OFFICIAL)
+def test_official_models_load_from_a_file(architecture: str, tmp_path: Path) -> None:
+    """torchvision's COCO builders, from a state dict as they are downloaded."""
+    torch.manual_seed(0)
+    model = getattr(detection, architecture)(weights=None, weights_backbone=None, num_classes=91)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    labels = tuple(f"class {i}" for i in range(90))
+    recipe = Recipe("coco", "torchvision", architecture, labels, background=True)
+    detector = load_detector(recipe, tmp_path / "weights.pth")
+    assert isinstance(detector, TorchvisionDetector)
+    assert detector.labels == labels
+    for key, value in model.state_dict().items():
+        assert torch.equal(detector.model.state_dict()[key], value)
+
+
+class TestWeights:
+    """Weights that do not fit say what is wrong."""
+
+    @pytest.fixture
+    def recipe(self) -> Recipe:
+        return Recipe("tiny", "torchvision", "small/fcos", LABELS, background=True)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return dict(random_model("fcos").state_dict())
+
+    def test_missing_key(self, recipe: Recipe, tmp_path: Path) -> None:
+        state = self.state()
+        del state["head.classification_head.cls_logits.bias"]
+        torch.save(state, tmp_path / "w.pth")
+        with pytest.raises(RecipeError, match=r"missing: head\.classification_head\.cls_logits\.bias"):
+            load_detector(recipe, tmp_path / "w.pth")
+
+    def test_left_over_key(self, recipe: Recipe, tmp_path: Path) -> None:
+        torch.save({**self.state(), "odd": torch.zeros(1)}, tmp_path / "w.pth")
+        with pytest.raises(RecipeError, match="not in the model: odd"):
+            load_detector(recipe, tmp_path / "w.pth")
+
+    def test_another_shape(self, recipe: Recipe, tmp_path: Path) -> None:
+        torch.save({**self.state(), "head.classification_head.cls_logits.bias": torch.zeros(9)}, tmp_path / "w.pth")
+        with pytest.raises(RecipeError, match=r"of another shape: .*bias \(9,\), expected \(5,\)"):
+            load_detector(recipe, tmp_path / "w.pth")
+
+    def test_code_in_a_pickle_is_refused(self, recipe: Recipe, tmp_path: Path) -> None:
+        torch.save({"model": Path}, tmp_path / "w.pth")
+        with pytest.raises(RecipeError, match="cannot be read"):
+            load_detector(recipe, tmp_path / "w.pth")
+
+    @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+    def test_no_weights_at_all(self, recipe: Recipe, tmp_path: Path, name: str) -> None:
+        (tmp_path / name).write_bytes(b"not weights")
+        with pytest.raises(RecipeError, match="cannot be read"):
+            load_detector(recipe, tmp_path / name)
+        with pytest.raises(RecipeError, match="cannot be read"):
+            load_detector(recipe, tmp_path / f"absent-{name}")
+
+    def test_unknown_family_and_architecture(self, tmp_path: Path) -> None:
+        with pytest.raises(RecipeError, match="family: expected one of torchvision; got 'yolo'"):
+            load_detector(Recipe("x", "yolo", "y", LABELS), tmp_path)
+        with pytest.raises(RecipeError, match="architecture: expected one of .*; got 'ssd'"):
+            load_detector(Recipe("x", "torchvision", "ssd", LABELS), tmp_path)
