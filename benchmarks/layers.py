@@ -1,8 +1,8 @@
 """Which layer points at the evidence: every layer of every demo detector, on held-out scenes.
 
-Objects of 64 px and more that the detector finds (same label, IoU above 0.5). For the class map: its energy inside
-the pixels that decide the class over their share of the box (1 = no better than the box), and inside the box. For
-each side's map: how often most of its in-box energy lies in the side's own half.
+Objects of 64 px and more that the detector finds (same label, IoU above 0.5). For the class map: its energy
+inside the pixels that decide the class over their share of the box (1 = no better than the box), and inside
+the box. For each side's map: how often most of its in-box energy lies in the side's own half.
 
     python benchmarks/layers.py --scenes 60
 """
@@ -34,10 +34,12 @@ MODELS = ("retinanet-signs", "fcos-signs", "faster-rcnn-signs", "mask-rcnn-signs
 
 def main() -> None:
     """Measure and print a table for each detector."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scenes", type=int, default=60)
     parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--smoothing", type=float, nargs="+", default=[0.0, 0.05])
+    parser.add_argument("--smoothing", type=float, nargs="+", default=[0.05])
     options = parser.parse_args()
     for name in options.models:
         path = Path(__file__).parent.parent / "model_store" / f"{name}.yaml"

@@ -1,7 +1,7 @@
-"""ODAM's cost: 5 targets of 100 detections against one forward pass, and peak memory against that of detection.
+"""ODAM's cost: 5 targets of 100 detections against one forward pass, and its peak memory against detection's.
 
-RetinaNet, FCOS and Faster R-CNN R50-FPN with random weights, a picture of 480x640, CPU. The peer is the naive way:
-one backward pass over the full map per scalar, measured on a few and extrapolated.
+RetinaNet, FCOS and Faster R-CNN R50-FPN with random weights, a picture of 480x640, CPU. The peer is the
+naive way: one backward pass over the full map per scalar, measured on a few and extrapolated.
 
     python benchmarks/odam.py
 """
@@ -38,7 +38,9 @@ STAGE_DETECTIONS = 4
 
 def main() -> None:
     """Print the table; `--memory MODEL WHAT` is what it runs itself, in a process of its own."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--memory", nargs=2, metavar=("MODEL", "WHAT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:

@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tqdm import tqdm
 
 from whybox.scenes import render
-from whybox_client import Client, Explanation
+from whybox_client import Client
 
 STORE = Path(__file__).parent.parent / "model_store"
 SEED = 2_026
@@ -38,7 +38,9 @@ STOP_SECONDS = 60
 
 def main() -> int:
     """Run the demo; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("out/demo"))
     parser.add_argument("--store", type=Path, default=STORE)
     options = parser.parse_args()

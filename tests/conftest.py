@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,10 +95,7 @@ def _wait_for(ready_file: Path, process: subprocess.Popen[bytes], output: Path) 
 def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model store with the archives of a one-stage and a two-stage detector, of random weights."""
     from builders import write_recipe
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # the archiver leaves its version file open
-        from whybox.archives import build
+    from whybox.archives import build
 
     store = tmp_path_factory.mktemp("model_store")
     for architecture in ("retinanet", "faster-rcnn"):

@@ -1,7 +1,7 @@
 """The slow, obvious reference for ODAM: one ``autograd.grad`` per scalar over the full map.
 
-It knows torchvision's modules and nothing of whybox's taps: every output is computed by torchvision's own head on
-whole feature maps.
+It knows torchvision's modules and nothing of whybox's taps: every output is computed by torchvision's own
+head on whole feature maps.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torchvision.models.detection.image_list import ImageList
 
 
 class HeldGroupNorm(nn.Module):
-    """A GroupNorm whose statistics are those of given inputs, held constant; one input for each call in turn."""
+    """A GroupNorm whose statistics are those of recorded inputs, held constant, one for each call in turn."""
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()

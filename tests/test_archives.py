@@ -10,9 +10,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from builders import LABELS, encoded, random_image, write_recipe
 from packaging.requirements import Requirement
 
+from builders import LABELS, encoded, random_image, write_recipe
 from whybox.archives import build
 
 PROMISED = ("torch", "torchvision", "protobuf", "safetensors", "numpy", "pillow", "pyyaml", "torchserve")
@@ -27,7 +27,12 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_archive_carries_what_a_worker_needs_and_no_more(archive: Path) -> None:
     names = set(zipfile.ZipFile(archive).namelist())
-    assert {"whybox_entry_faster_rcnn_random.py", "recipe.yaml", "weights.safetensors", "whybox/engine.py"} <= names
+    assert {
+        "whybox_entry_faster_rcnn_random.py",
+        "recipe.yaml",
+        "weights.safetensors",
+        "whybox/engine.py",
+    } <= names
     assert {"whybox_proto/v1/worker_pb2.py", "MAR-INF/MANIFEST.json", "model-config.yaml"} <= names
     assert not [n for n in names if "scenes" in n or "training" in n or n.endswith((".pyc", "_grpc.py"))]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import ARCHITECTURE_NAMES, LABELS, random_image, random_model
 from torch import nn
 from torchvision.models import detection
 
+from builders import ARCHITECTURE_NAMES, LABELS, random_image, random_model
 from whybox.detectors.base import Frame, PostProcessing
 from whybox.detectors.dense import Tower, locate
 from whybox.detectors.registry import load_detector
@@ -148,7 +148,7 @@ def test_wrap_refuses_other_models_and_wrong_labels() -> None:
 
 @pytest.mark.parametrize("architecture", OFFICIAL)
 def test_official_models_load_from_a_file(architecture: str, tmp_path: Path) -> None:
-    """torchvision's COCO builders, from a state dict as they are downloaded."""
+    """Torchvision's COCO builders, from a state dict as they are downloaded."""
     torch.manual_seed(0)
     model = getattr(detection, architecture)(weights=None, weights_backbone=None, num_classes=91)
     torch.save(model.state_dict(), tmp_path / "weights.pth")
@@ -184,7 +184,9 @@ class TestWeights:
             load_detector(recipe, tmp_path / "w.pth")
 
     def test_another_shape(self, recipe: Recipe, tmp_path: Path) -> None:
-        torch.save({**self.state(), "head.classification_head.cls_logits.bias": torch.zeros(9)}, tmp_path / "w.pth")
+        torch.save(
+            {**self.state(), "head.classification_head.cls_logits.bias": torch.zeros(9)}, tmp_path / "w.pth"
+        )
         with pytest.raises(RecipeError, match=r"of another shape: .*bias \(9,\), expected \(5,\)"):
             load_detector(recipe, tmp_path / "w.pth")
 
@@ -204,5 +206,5 @@ class TestWeights:
     def test_unknown_family_and_architecture(self, tmp_path: Path) -> None:
         with pytest.raises(RecipeError, match="family: expected one of torchvision; got 'yolo'"):
             load_detector(Recipe("x", "yolo", "y", LABELS), tmp_path)
-        with pytest.raises(RecipeError, match="architecture: expected one of .*; got 'ssd'"):
+        with pytest.raises(RecipeError, match=r"architecture: expected one of .*; got 'ssd'"):
             load_detector(Recipe("x", "torchvision", "ssd", LABELS), tmp_path)

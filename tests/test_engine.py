@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from builders import LABELS, encoded, random_image, write_recipe
 from google.protobuf import struct_pb2
 
+from builders import LABELS, encoded, random_image, write_recipe
 from whybox.detectors.base import Batch, Detections, Forward
 from whybox.engine import Engine
 from whybox.methods import METHODS, register
@@ -33,7 +33,9 @@ def detect(image: bytes = PICTURE, **fields: object) -> worker_pb2.WorkerRequest
 
 
 def explain(image: bytes = PICTURE, **fields: object) -> worker_pb2.WorkerRequest:
-    return worker_pb2.WorkerRequest(explain=explainer_pb2.ExplainRequest(image=image, **fields), request_id="r")
+    return worker_pb2.WorkerRequest(
+        explain=explainer_pb2.ExplainRequest(image=image, **fields), request_id="r"
+    )
 
 
 def ask(engine: Engine, request: worker_pb2.WorkerRequest) -> worker_pb2.WorkerReply:
@@ -55,7 +57,10 @@ def test_a_description_says_what_can_be_asked(engine: Engine) -> None:
     assert list(odam.layers) == ["level", "stem", "layer1", "layer2", "layer3", "layer4"]
     assert odam.default_layer == "level"
     assert [layer.stride for layer in model.layers if layer.kind == "stage"] == [2, 4, 8, 16, 32]
-    assert [(nms.kind, nms.HasField("iou_threshold")) for nms in model.nms] == [("iou", True), ("none", False)]
+    assert [(nms.kind, nms.HasField("iou_threshold")) for nms in model.nms] == [
+        ("iou", True),
+        ("none", False),
+    ]
     assert odam.params[0].default_value.number_value == pytest.approx(0.05)
 
 
@@ -118,7 +123,9 @@ class TestSelect:
 
 
 def test_maps_come_for_each_detection_and_target_in_order(engine: Engine) -> None:
-    reply = ask(engine, explain(targets=["x2", "class:beta"], select=types_pb2.Select(max_detections=3))).explain
+    reply = ask(
+        engine, explain(targets=["x2", "class:beta"], select=types_pb2.Select(max_detections=3))
+    ).explain
     assert [(m.detection_index, m.target) for m in reply.heat_maps] == [
         (i, target) for i in range(3) for target in ("x2", "class:beta")
     ]
@@ -242,5 +249,3 @@ def test_detections_can_be_cut() -> None:
     whole = Detections(boxes, torch.arange(3), boxes[:, 0], boxes, torch.arange(3))
     assert whole[torch.tensor([2, 0])].labels.tolist() == [2, 0]
     assert len(whole[:1]) == 1
-
-

@@ -62,7 +62,14 @@ def test_orientation_is_applied() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"x", b"\xff\xd8\xff", b"<html></html>", file_of(ramp())[:60], file_of(ramp(), "JPEG")[:200], b"%PDF-1.4"],
+    [
+        b"x",
+        b"\xff\xd8\xff",
+        b"<html></html>",
+        file_of(ramp())[:60],
+        file_of(ramp(), "JPEG")[:200],
+        b"%PDF-1.4",
+    ],
     ids=["one byte", "only a magic", "html", "cut png", "cut jpeg", "pdf"],
 )
 def test_what_is_no_picture_is_refused(data: bytes) -> None:

@@ -12,7 +12,9 @@ from whybox.nms import suppress
 def obvious(boxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, threshold: float) -> list[int]:
     kept: list[int] = []
     for i in torch.argsort(scores, descending=True).tolist():
-        overlaps = [float(box_iou(boxes[i : i + 1], boxes[k : k + 1])) for k in kept if labels[k] == labels[i]]
+        overlaps = [
+            float(box_iou(boxes[i : i + 1], boxes[k : k + 1])) for k in kept if labels[k] == labels[i]
+        ]
         if all(overlap <= threshold for overlap in overlaps):
             kept.append(i)
     return kept

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from builders import ARCHITECTURE_NAMES, LABELS, random_image, random_model
-from slow_reference import full_levels, held, outputs_of, scalar_of, smooth
 from torch import Tensor
 
+from builders import ARCHITECTURE_NAMES, LABELS, random_image, random_model
+from slow_reference import full_levels, held, outputs_of, scalar_of, smooth
 from whybox.detectors.base import Detections, Forward
 from whybox.detectors.torchvision import TorchvisionDetector, wrap
 from whybox.methods import METHODS
@@ -43,14 +43,16 @@ class Case:
             per_cell = self.forward.extra["per_cell"]
             starts = [0, *torch.tensor(sizes).cumsum(0).tolist()]
             # The first and last cell of every level, where windows meet borders, and one inside.
-            chosen = [per_cell * s for s in starts[:-1]] + [per_cell * s - 1 for s in starts[1:]] + [count // 3]
+            chosen = (
+                [per_cell * s for s in starts[:-1]] + [per_cell * s - 1 for s in starts[1:]] + [count // 3]
+            )
         else:
             chosen = list(range(0, count, max(1, count // 6)))
         self.candidates = torch.tensor(chosen)
         self.labels = torch.arange(len(chosen)) % len(LABELS)
 
     def reference_gradients(self, layer: str, pick: int, level: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The layer's whole map (C, H, W) and each target's gradient over it, one backward pass per scalar."""
+        """The layer's whole map (C, H, W) and each target's gradient, one backward pass per scalar."""
         model, norms = held(self.model) if hasattr(self.model, "head") else (self.model, [])
         pixels = self.forward.batch.pixels
         proposals = self.forward.extra.get("proposals", [None])[0]
@@ -168,7 +170,9 @@ def test_group_norm_held_constant_is_near_the_full_gradient(capsys: pytest.Captu
     assert cosine > 0.9
 
 
-def _question(case: Case, targets: tuple[str, ...], layer: str = "level", smoothing: float = 0.05) -> Question:
+def _question(
+    case: Case, targets: tuple[str, ...], layer: str = "level", smoothing: float = 0.05
+) -> Question:
     count = len(case.candidates)
     boxes = torch.zeros(count, 4)
     detections = Detections(boxes, case.labels, boxes[:, 0], torch.zeros(count, 4), case.candidates)

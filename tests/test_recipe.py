@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from builders import write_recipe
 
+from builders import write_recipe
 from whybox.archives import build
-from whybox.detectors.registry import load_detector
 from whybox.describe import describe
+from whybox.detectors.registry import load_detector
 from whybox.recipe import RecipeError, dump_recipe, read_recipe
 
 STORE = Path(__file__).parent.parent / "model_store"
@@ -32,7 +32,13 @@ def test_every_recipe_of_the_store_can_be_read(path: Path) -> None:
 
 def test_writing_is_the_inverse_of_reading(tmp_path: Path) -> None:
     first = read_recipe(
-        write(tmp_path, workers={"count": 2}, input={"max_side": 99}, score_threshold=1, methods={"odam": {"layer": "l"}})
+        write(
+            tmp_path,
+            workers={"count": 2},
+            input={"max_side": 99},
+            score_threshold=1,
+            methods={"odam": {"layer": "l"}},
+        )
     )
     (tmp_path / "again.yaml").write_text(dump_recipe(first))
     assert read_recipe(tmp_path / "again.yaml") == first
@@ -102,7 +108,9 @@ def test_methods_that_do_not_fit_are_refused_when_building(
 
 def test_building_needs_weights(tmp_path: Path) -> None:
     path = write(tmp_path, source="https://example.org/weights")
-    with pytest.raises(RecipeError, match=r"weights: expected a file; .* They come from https://example\.org/weights"):
+    with pytest.raises(
+        RecipeError, match=r"weights: expected a file; .* They come from https://example\.org/weights"
+    ):
         build(path, tmp_path)
     with pytest.raises(RecipeError, match="there is no file"):
         build(path, tmp_path, tmp_path / "absent.pth")

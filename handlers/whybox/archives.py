@@ -26,8 +26,8 @@ def build(recipe_path: Path, out_dir: Path, weights: Path | None = None) -> Path
     """Build the archive of a recipe.
 
     The model is loaded and described first, so that what does not fit is told here and not by a worker that
-    fails to start. The archive carries weights, recipe, entry file, `whybox` and `whybox_proto`; where it is served
-    torch, torchvision, protobuf, safetensors, numpy, pillow and pyyaml must be installed.
+    fails to start. The archive carries weights, recipe, entry file, `whybox` and `whybox_proto`; where it is
+    served torch, torchvision, protobuf, safetensors, numpy, pillow and pyyaml must be installed.
 
     Args:
         recipe_path: the recipe.
@@ -61,7 +61,9 @@ def _package(recipe: Recipe, weights: Path, scratch: Path, out_dir: Path) -> Non
         source = Path(str(package.__file__)).parent
         shutil.copytree(source, files / source.name, ignore=shutil.ignore_patterns(*LEFT_OUT))
     packed = f"weights{weights.suffix}"
-    (files / RECIPE_FILE).write_text(dump_recipe(dataclasses.replace(recipe, weights=packed)), encoding="utf-8")
+    (files / RECIPE_FILE).write_text(
+        dump_recipe(dataclasses.replace(recipe, weights=packed)), encoding="utf-8"
+    )
     shutil.copyfile(weights, scratch / packed)
     # Workers import the entry by its base name, so each archive's has its own.
     slug = "".join(c if c.isalnum() else "_" for c in recipe.name)
@@ -94,5 +96,3 @@ def _model_config(recipe: Recipe) -> dict[str, int]:
         "responseTimeout": workers.response_timeout_s,
         "jobQueueSize": workers.queue_size,
     }
-
-

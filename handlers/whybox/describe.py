@@ -38,7 +38,9 @@ def describe(recipe: Recipe, detector: Detector) -> types_pb2.Model:
             max_side=recipe.input.max_side,
             formats=FORMATS,
         ),
-        score_threshold=defaults.score_threshold if recipe.score_threshold is None else recipe.score_threshold,
+        score_threshold=defaults.score_threshold
+        if recipe.score_threshold is None
+        else recipe.score_threshold,
         default_nms=defaults.nms,
     )
     iou = defaults.iou_threshold if recipe.iou_threshold is None else recipe.iou_threshold
@@ -51,7 +53,9 @@ def describe(recipe: Recipe, detector: Detector) -> types_pb2.Model:
     if isinstance(detector, WhiteBoxDetector):
         for layer in detector.layers.values():
             model.layers.append(
-                types_pb2.Layer(name=layer.name, kind=layer.kind, channels=layer.channels, stride=layer.stride)
+                types_pb2.Layer(
+                    name=layer.name, kind=layer.kind, channels=layer.channels, stride=layer.stride
+                )
             )
     return model
 
@@ -67,7 +71,9 @@ def _describe_method(method: Method, layers: list[str], chosen: dict[str, Any]) 
     return types_pb2.Method(
         name=method.name,
         description=method.description,
-        params=[_describe_param(method, param, chosen.get(param.name, param.default)) for param in method.params],
+        params=[
+            _describe_param(method, param, chosen.get(param.name, param.default)) for param in method.params
+        ],
         targets=method.targets,
         layers=layers,
         default_layer=layer,

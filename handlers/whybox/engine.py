@@ -170,29 +170,27 @@ class Engine:
         detections = self.detector.postprocess(candidates, frame, settings)
         detections = self._select(detections, job.request.select, warnings)
         job.timed("postprocess", time.perf_counter() - started)
-        common = {
-            "model": self.model.name,
-            "model_version": self.model.version,
-            "image": types_pb2.ImageSize(width=frame.width, height=frame.height),
-            "detections": self._detections(detections),
-            "warnings": warnings,
-        }
-        if not isinstance(job.request, explainer_pb2.ExplainRequest):
-            job.reply = worker_pb2.WorkerReply(detect=explainer_pb2.DetectResponse(**common))
-            return
-        heat_maps = self._explain(job, forward, image, detections)
-        job.reply = worker_pb2.WorkerReply(
-            explain=explainer_pb2.ExplainResponse(**common, heat_maps=heat_maps)
-        )
+        job.reply = worker_pb2.WorkerReply()
+        answer = job.reply.explain if job.explains else job.reply.detect
+        answer.model, answer.model_version = self.model.name, self.model.version
+        answer.image.width, answer.image.height = frame.width, frame.height
+        answer.detections.extend(self._detections(detections))
+        answer.warnings.extend(warnings)
+        if isinstance(answer, explainer_pb2.ExplainResponse):
+            answer.heat_maps.extend(self._explain(job, forward, image, detections))
 
-    def _settings(self, request: explainer_pb2.DetectRequest | explainer_pb2.ExplainRequest) -> PostProcessing:
+    def _settings(
+        self, request: explainer_pb2.DetectRequest | explainer_pb2.ExplainRequest
+    ) -> PostProcessing:
         select, nms = request.select, request.nms
         kind = nms.kind or self.model.default_nms
         described = next(d for d in self.model.nms if d.kind == kind)
         chosen = nms.iou_threshold if nms.HasField("iou_threshold") else described.iou_threshold
         # With a filter on labels the limit applies after it.
         limit = MAX_DETECTIONS if select.labels else _limit(select)
-        threshold = select.score_threshold if select.HasField("score_threshold") else self.model.score_threshold
+        threshold = (
+            select.score_threshold if select.HasField("score_threshold") else self.model.score_threshold
+        )
         return PostProcessing(threshold, limit, kind, chosen)
 
     def _select(self, found: Detections, select: types_pb2.Select, warnings: list[str]) -> Detections:
@@ -213,7 +211,9 @@ class Engine:
                     "invalid_argument",
                     "there is no such detection",
                     field=f"select.indices[{i}]",
-                    expected=f"0 to {len(found) - 1}" if len(found) else "no indices: there are no detections",
+                    expected=f"0 to {len(found) - 1}"
+                    if len(found)
+                    else "no indices: there are no detections",
                     got=str(index),
                 )
         if select.indices:

@@ -29,7 +29,8 @@ def suppress(
         ValueError: for another kind.
     """
     if kind == "iou":
-        return batched_nms(boxes, scores, labels, iou_threshold)
+        kept: Tensor = batched_nms(boxes, scores, labels, iou_threshold)
+        return kept
     if kind == "none":
         return torch.argsort(scores, descending=True, stable=True)
     raise ValueError(f"kind is one of {', '.join(KINDS)}; got {kind!r}")

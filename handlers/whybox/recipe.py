@@ -17,7 +17,7 @@ _NAME = re.compile(r"[a-z0-9]+([-._][a-z0-9]+)*")
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be used; the message names the file, the field, what was expected and what came."""
+    """A recipe that cannot be used: which file, which field, what was expected and what came."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,11 @@ def read_recipe(path: Path) -> Recipe:
     data = dict(data)
     if isinstance(data.get("labels"), str):
         data["labels"] = _read_labels(path, data["labels"])
-    recipe = _build(Recipe, data, str(path))
+    recipe: Recipe = _build(Recipe, data, str(path))
     if not _NAME.fullmatch(recipe.name):
-        raise RecipeError(f"{path}: name: expected lower case letters, digits, '-', '.', '_'; got {recipe.name!r}")
+        raise RecipeError(
+            f"{path}: name: expected lower case letters, digits, '-', '.', '_'; got {recipe.name!r}"
+        )
     if not recipe.labels or len(set(recipe.labels)) != len(recipe.labels):
         raise RecipeError(f"{path}: labels: expected one or more different names; got {list(recipe.labels)}")
     return recipe
@@ -151,7 +153,9 @@ def _build(kind: type[Any], data: Any, where: str) -> Any:
         if f.name not in values and f.default is f.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise RecipeError(f"{where}: expected the fields {', '.join(missing)}; got {', '.join(map(str, data))}")
+        raise RecipeError(
+            f"{where}: expected the fields {', '.join(missing)}; got {', '.join(map(str, data))}"
+        )
     return kind(**values)
 
 

@@ -171,7 +171,11 @@ def _check_targets(targets: Sequence[str], method: types_pb2.Method, model: type
         field = f"targets[{i}]"
         if target in targets[:i]:
             raise ContractError(
-                "invalid_argument", "a target is asked for twice", field=field, expected="each once", got=target
+                "invalid_argument",
+                "a target is asked for twice",
+                field=field,
+                expected="each once",
+                got=target,
             )
         head, colon, label = target.partition(":")
         if colon and head == "class" and "class" in method.targets:

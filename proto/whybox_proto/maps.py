@@ -37,7 +37,11 @@ def encode(values: FloatMap, heat_map: types_pb2.HeatMap, encoding: str = "u8") 
         heat_map.data = values.astype("<f4").tobytes()
         return
     span = high - low
-    levels = np.rint((values - low) * (255 / span)).astype(np.uint8) if span > 0 else np.zeros(values.shape, np.uint8)
+    levels = (
+        np.rint((values - low) * (255 / span)).astype(np.uint8)
+        if span > 0
+        else np.zeros(values.shape, np.uint8)
+    )
     if encoding == "u8":
         heat_map.data = levels.tobytes()
     elif encoding == "png":

@@ -178,7 +178,7 @@ class Window:
     Attributes:
         picks: int64 (n,), positions among the N chosen candidates.
         activations: float (n, C, h, w), zero outside the layer's grid.
-        gradients: float (n, T, C, h, w), of each target with respect to the activations; zero outside the grid.
+        gradients: float (n, T, C, h, w), of each target by the activations; zero outside the grid.
         origins: int64 (n, 2), column and row of the window's first cell on the layer's grid; may be negative.
     """
 

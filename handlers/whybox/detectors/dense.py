@@ -94,7 +94,10 @@ def _norm_scale(layer: nn.Module, x: Tensor) -> Tensor:
         scale = (layer.running_var + layer.eps).rsqrt().expand(x.shape[0], -1)
     else:
         raise TypeError(f"expected GroupNorm, or BatchNorm2d with running statistics; got {layer}")
-    return (scale if layer.weight is None else scale * layer.weight)[:, :, None, None]
+    if layer.weight is not None:
+        scale = scale * layer.weight
+    factor: Tensor = scale[:, :, None, None]
+    return factor
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Taps that the families share: the level under a dense head, region features, levels under regions, stages."""
+"""Taps that the families share: levels under dense heads, region features, levels under regions, stages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ CHUNK_BYTES = 128 * 2**20
 """Aim for the largest tensor of a chunk of gradients. About four of its size are alive at once."""
 
 
-def level_grids(frame: Frame, padded: tuple[int, int], sizes: Sequence[tuple[int, int]], levels: Tensor) -> Grids:
+def level_grids(
+    frame: Frame, padded: tuple[int, int], sizes: Sequence[tuple[int, int]], levels: Tensor
+) -> Grids:
     """Grids of whole feature maps.
 
     Args:
@@ -132,7 +134,8 @@ class DenseLevelTap(Tap):
                 tower, factors, self.head.sizes, {n: s[rows] for n, s in own.items()}, owners[rows], places
             )
             total[rows] += F.pad(pulled, (reach - tower.reach,) * 4)
-        return total.unflatten(0, (count, targets))
+        gradients: Tensor = total.unflatten(0, (count, targets))
+        return gradients
 
 
 @dataclass(frozen=True)
@@ -342,5 +345,7 @@ def _paste(windows: Tensor, origins: Tensor, size: Sequence[int]) -> Tensor:
     for row, (x, y) in enumerate(origins.tolist()):
         top, left = max(0, y), max(0, x)
         bottom, right = min(height, y + h), min(width, x + w)
-        maps[row, :, :, top:bottom, left:right] = grouped[row, :, :, top - y : bottom - y, left - x : right - x]
+        maps[row, :, :, top:bottom, left:right] = grouped[
+            row, :, :, top - y : bottom - y, left - x : right - x
+        ]
     return maps.flatten(0, 1)

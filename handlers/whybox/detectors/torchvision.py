@@ -147,7 +147,9 @@ class TorchvisionDetector(WhiteBoxDetector):
         )
 
     def _pyramid(self, stages: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        features = OrderedDict((out, stages[name]) for name, out in self.model.backbone.body.return_layers.items())
+        features = OrderedDict(
+            (out, stages[name]) for name, out in self.model.backbone.body.return_layers.items()
+        )
         return dict(self.model.backbone.fpn(features))
 
     def _upper(self, stage: str, activation: Tensor, forward: Forward, image: int) -> list[Tensor]:
@@ -176,7 +178,8 @@ class TorchvisionDetector(WhiteBoxDetector):
         if isinstance(self, RcnnDetector):
             local.append(Layer("roi", "roi", level.shape[1]))
         stages = [
-            Layer(name, "stage", stage.shape[1], side / stage.shape[3]) for name, stage in forward.stages.items()
+            Layer(name, "stage", stage.shape[1], side / stage.shape[3])
+            for name, stage in forward.stages.items()
         ]
         return {layer.name: layer for layer in [*local, *stages]}
 
@@ -186,7 +189,10 @@ class TorchvisionDetector(WhiteBoxDetector):
     def _grids(self, forward: Forward, image: int, levels: Tensor) -> Any:
         pixels = forward.batch.pixels
         return level_grids(
-            forward.batch.frames[image], (pixels.shape[2], pixels.shape[3]), self._level_sizes(forward), levels
+            forward.batch.frames[image],
+            (pixels.shape[2], pixels.shape[3]),
+            self._level_sizes(forward),
+            levels,
         )
 
     @abstractmethod
@@ -219,7 +225,9 @@ class OneStageDetector(TorchvisionDetector):
 
     def run_head(self, forward: Forward, *, keep: bool = False) -> None:
         levels = list(forward.levels.values())
-        images = ImageList(forward.batch.pixels, [(f.network_height, f.network_width) for f in forward.batch.frames])
+        images = ImageList(
+            forward.batch.pixels, [(f.network_height, f.network_width) for f in forward.batch.frames]
+        )
         anchors = self.model.anchor_generator(images, levels)[0]  # [N, 4], the same for every picture
         per_cell = len(anchors) // sum(h * w for h, w in self._level_sizes(forward))
         runs = [[tower.run(level, keep=keep) for level in levels] for tower in self._towers()]
@@ -250,6 +258,7 @@ class OneStageDetector(TorchvisionDetector):
         return PostProcessing(model.score_thresh, model.detections_per_img, "iou", model.nms_thresh)
 
     def _local_tap(self, forward: Forward, image: int, layer: str, candidates: Tensor, labels: Tensor) -> Tap:
+        del layer  # the level is the only local one
         extra = forward.extra
         head = DenseHead(
             self._towers(),
@@ -341,7 +350,9 @@ class RcnnDetector(TorchvisionDetector):
         proposals = forward.extra["proposals"][image]
         scores = forward.extra["raw"]["logits"][image].softmax(1)[:, self.first :]
         boxes = self.model.roi_heads.box_coder.decode(forward.extra["raw"]["deltas"][image], [proposals])
-        return Candidates(boxes[:, self.first :], scores, proposals.new_zeros(len(proposals), dtype=torch.int64))
+        return Candidates(
+            boxes[:, self.first :], scores, proposals.new_zeros(len(proposals), dtype=torch.int64)
+        )
 
     def postprocess(self, candidates: Candidates, frame: Frame, settings: PostProcessing) -> Detections:
         """See `WhiteBoxDetector.postprocess`."""
@@ -370,4 +381,5 @@ class RcnnDetector(TorchvisionDetector):
 def _by_candidate(output: Tensor, per_cell: int) -> Tensor:
     """Turn (B, A·width, H, W) into (B, H·W·A, width), anchors innermost."""
     split = output.unflatten(1, (per_cell, -1))  # [B, A, width, H, W]
-    return split.permute(0, 3, 4, 1, 2).flatten(1, 3)
+    rows: Tensor = split.permute(0, 3, 4, 1, 2).flatten(1, 3)
+    return rows

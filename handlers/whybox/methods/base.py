@@ -112,7 +112,9 @@ class Method(ABC):
         if question.layer not in (layers or [""]):
             raise ValueError(f"layers of {self.name} are {', '.join(layers)}; got {question.layer!r}")
         if set(question.params) != {param.name for param in self.params}:
-            raise ValueError(f"expected a value for each parameter of {self.name}; got {dict(question.params)}")
+            raise ValueError(
+                f"expected a value for each parameter of {self.name}; got {dict(question.params)}"
+            )
         maps = self._explain(detector, question) if len(question.detections) else []
         for row in maps:
             for made in row:

@@ -63,7 +63,9 @@ class Odam(Method):
             question.forward, question.image, question.layer, detections.candidates, detections.labels
         )
         frame = question.forward.batch.frames[question.image]
-        maps = odam_maps(tap, [scalar(t, detector.labels) for t in names], frame, float(question.params["smoothing"]))
+        maps = odam_maps(
+            tap, [scalar(t, detector.labels) for t in names], frame, float(question.params["smoothing"])
+        )
         return [[_named(t, names, row) for t in question.targets] for row in maps]
 
 

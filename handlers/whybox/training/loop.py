@@ -138,7 +138,7 @@ def _step(
         figures = {name: float(value) for name, value in losses.items()}
         raise FloatingPointError(f"loss: expected a finite number, got {figures}")
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimiser.step()
     return float(loss.detach())
