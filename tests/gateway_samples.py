@@ -9,6 +9,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+
 from whybox_proto.v1 import explainer_pb2, types_pb2
 
 SERVICE = explainer_pb2.DESCRIPTOR.services_by_name["Explainer"]

@@ -17,16 +17,13 @@ def run(code: str) -> dict[str, object]:
     return answer
 
 
-def test_import_loads_nothing_heavy_and_is_quick() -> None:
-    # The best of three: another process may take the core.
+def test_import_loads_nothing_heavy() -> None:
+    """How long it takes is for benchmarks/startup.py to say."""
     code = (
-        "import json, sys, time; start = time.perf_counter(); import whybox_client; "
-        "print(json.dumps({'seconds': time.perf_counter() - start, 'loaded': "
-        f"[m for m in {HEAVY!r} if m in sys.modules]}}))"
+        "import json, sys; import whybox_client; "
+        f"print(json.dumps({{'loaded': [m for m in {HEAVY!r} if m in sys.modules]}}))"
     )
-    answers = [run(code) for _ in range(3)]
-    assert answers[0]["loaded"] == []
-    assert min(float(str(answer["seconds"])) for answer in answers) < 0.15
+    assert run(code)["loaded"] == []
 
 
 def test_a_rest_client_loads_no_grpc_and_no_pictures() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from google.protobuf import json_format
 from PIL import Image
+
 from whybox_proto import checks, maps
 from whybox_proto.errors import ERRORS, ContractError, shorten, unknown_name
 from whybox_proto.v1 import explainer_pb2, types_pb2
@@ -326,7 +327,6 @@ def test_a_constant_map_is_the_lowest_byte() -> None:
     assert np.array_equal(maps.decode(message), MAPS["constant"])
 
 
-@pytest.mark.xfail(strict=True, reason="maps.encode divides 255 by the span, which overflows float32")
 @pytest.mark.parametrize("encoding", ["u8", "png"])
 @pytest.mark.parametrize("largest", [1e-37, 1e-40, 1e-44])
 def test_a_map_of_tiny_values_survives_the_wire(encoding: str, largest: float) -> None:
@@ -379,7 +379,6 @@ def test_data_that_do_not_fit_are_refused(encoding: str, change: dict[str, Any])
         maps.decode(message)
 
 
-@pytest.mark.xfail(strict=True, reason="maps.decode lets Pillow's own OSError and SyntaxError out")
 @pytest.mark.parametrize("keep", [0, 8, 40])
 def test_a_broken_png_is_refused(keep: int) -> None:
     message = types_pb2.HeatMap()

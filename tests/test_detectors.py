@@ -136,7 +136,9 @@ def test_a_tower_that_cannot_be_pulled_back_is_refused() -> None:
     with pytest.raises(TypeError, match="got Sigmoid"):
         Tower.of(nn.Sequential(nn.Conv2d(4, 4, 3), nn.Sigmoid()), out=out)
     with pytest.raises(TypeError, match="a ReLU after each convolution"):
-        Tower.of(nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.ReLU()), out=out)
+        Tower.of(nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(2)), nn.ReLU()), out=out)
+    with pytest.raises(TypeError, match="keep the level's size"):
+        Tower.of(nn.Sequential(nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.ReLU()), out=out)
 
 
 def test_wrap_refuses_other_models_and_wrong_labels() -> None:

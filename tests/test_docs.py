@@ -1,4 +1,4 @@
-"""The pages tell the truth: links lead somewhere, make targets exist, Python compiles, worked examples work."""
+"""The pages tell the truth: links lead somewhere, make targets exist, Python compiles, examples work."""
 
 from __future__ import annotations
 

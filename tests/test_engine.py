@@ -197,6 +197,30 @@ def test_a_deadline_that_has_passed_is_not_worked_for(engine: Engine) -> None:
     assert replies[1].detect.detections
 
 
+def test_work_stops_when_the_deadline_passes_on_the_way(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The method looks at the deadline between its parts, so a client that left holds no worker."""
+    clock = [1000.0]
+    request = explain()
+    request.deadline = 1001
+    tap = engine.detector.tap
+
+    def slow(*arguments: object) -> object:
+        clock[0] += 10
+        return tap(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    monkeypatch.setattr(engine.detector, "tap", slow)
+    assert ask(engine, request).error.type == "deadline_exceeded"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 100), (700, 14)])
+def test_the_smallest_and_thinnest_pictures_are_answered(engine: Engine, size: tuple[int, int]) -> None:
+    reply = ask(engine, explain(encoded(random_image(*size))))
+    assert (reply.explain.image.height, reply.explain.image.width) == size
+
+
 def test_requests_of_a_batch_share_a_forward_pass(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     forward = engine.detector.forward

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from conftest import PATIENCE_SECONDS, Live, serving
 from gateway_calls import Outcome, b64, over_grpc, over_rest
 from whybox_proto.errors import ERRORS
@@ -123,7 +124,7 @@ def test_a_worker_that_takes_long_meets_the_deadline(faulty: Live) -> None:
 
 def test_a_full_queue_is_told_at_once(faulty: Live) -> None:
     with ThreadPoolExecutor(8) as pool:
-        outcomes = list(pool.map(lambda _: wish(faulty, "sleep 1"), range(8)))
+        outcomes = list(pool.map(lambda _: wish(faulty, "sleep 3"), range(8)))
     refused = [outcome.error for outcome in outcomes if outcome.error]
     assert {error["type"] for error in refused} == {"overloaded"}
     assert 1 <= len(refused) <= 7

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from whybox_proto.errors import ContractError
 from whybox_service.rest import media, multipart
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import grpc
 import pytest
-from gateway_samples import SERVICE, leaves
 from google.protobuf.message_factory import GetMessageClass
 from grpc_status import rpc_status
-from whybox_proto.errors import ERRORS, ContractError
+
+from gateway_samples import SERVICE, leaves
+from whybox_proto.errors import ERRORS, ContractError, to_problem
 from whybox_proto.v1 import explainer_pb2
 from whybox_service import errors
 from whybox_service.operations import Operations, operation_name
@@ -28,7 +29,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 @pytest.mark.parametrize("name", ERRORS)
 def test_every_error_has_a_problem_and_a_status(name: str) -> None:
     error = ContractError(name, "what happened", field="select.box", expected="four", got="three")
-    problem = errors.to_problem(error, "id-1")
+    problem = to_problem(error, "id-1")
     assert problem == {
         "type": f"urn:whybox:error:{name}",
         "title": ERRORS[name].title,
@@ -58,7 +59,7 @@ def test_both_transports_agree_on_whose_fault_it_is(name: str) -> None:
 
 def test_an_error_says_nothing_that_cannot_be_sent() -> None:
     error = ContractError("unknown_field", "\ud800", field="\udfff", got="\ud83d")
-    assert json.dumps(errors.to_problem(error, "id"), ensure_ascii=False).encode()
+    assert json.dumps(to_problem(error, "id"), ensure_ascii=False).encode()
     assert errors.to_status(error, "id").SerializeToString()
 
 

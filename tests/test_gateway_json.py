@@ -9,11 +9,12 @@ import struct
 from typing import Any
 
 import pytest
-from gateway_samples import MESSAGES, filled, leaves, put
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
+
+from gateway_samples import MESSAGES, filled, leaves, put
 from whybox_proto.errors import ContractError
 from whybox_proto.v1 import explainer_pb2, types_pb2
 from whybox_service.rest import json_in, json_out

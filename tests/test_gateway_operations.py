@@ -16,11 +16,12 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from conftest import PATIENCE_SECONDS, Live
-from gateway_calls import b64, over_grpc, over_rest, rest_outcome
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from prometheus_client.parser import text_string_to_metric_families
+
+from conftest import PATIENCE_SECONDS, Live
+from gateway_calls import b64, over_grpc, over_rest, rest_outcome
 from whybox_service.addresses import free_ports
 
 NOTHING_FOUND: dict[str, Any] = {"select": {"score_threshold": 1}}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import pytest
+
 from conftest import Live
-from gateway_calls import SERVICE, b64, everywhere, over_grpc
+from gateway_calls import SERVICE, b64, everywhere, over_grpc, rest_outcome
 from gateway_samples import leaves, put
 from whybox_service.operations import Operations, operation_name
 
@@ -181,3 +183,18 @@ def test_what_is_not_served_yet_says_so(live: Live, rpc: str) -> None:
     expected = ("not_implemented", f"{rpc} is not served yet")
     outcome = over_grpc(live.target, rpc, b"")
     assert (outcome.error["type"], outcome.error["message"]) == expected
+
+
+@pytest.mark.parametrize("garbage", [b"\xff\xff\xff", b"\x1a\xff", b"\x0a\x02\xff\xfe", b"{}"])
+@pytest.mark.parametrize("rpc", ["Detect", "Explain"])
+def test_malformed_protobuf(live: Live, rpc: str, garbage: bytes) -> None:
+    response = httpx.post(
+        f"{live.rest}/v1/models/{live.model}:{rpc.lower()}",
+        content=garbage,
+        headers={"Content-Type": "application/x-protobuf"},
+        verify=False,
+    )
+    outcome = rest_outcome(response)
+    assert outcome == over_grpc(live.target, rpc, garbage)
+    assert outcome.error["type"] == "invalid_request"
+    assert outcome.error["expected"] == f"a whybox.v1.{rpc}Request"

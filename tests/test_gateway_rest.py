@@ -12,10 +12,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import Live
-from gateway_calls import Outcome, b64, over_grpc, rest_outcome
 from google.protobuf import json_format
 from PIL import Image
+
+from conftest import Live
+from gateway_calls import Outcome, b64, over_grpc, rest_outcome
 from whybox_proto import maps
 from whybox_proto.v1 import explainer_pb2
 from whybox_service.operations import Operations

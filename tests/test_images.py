@@ -79,6 +79,14 @@ def test_what_is_no_picture_is_refused(data: bytes) -> None:
     assert "JPEG" in caught.value.expected
 
 
+@pytest.mark.parametrize("size", [(1, 51), (160, 3)])
+def test_long_thin_pictures_are_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ContractError) as caught:
+        decode_image(file_of(Image.new("RGB", size)), LIMITS)
+    assert (caught.value.type, caught.value.got) == ("invalid_image", f"{size[0]}x{size[1]}")
+    assert "at most 50 times" in caught.value.expected
+
+
 @pytest.mark.parametrize("size", [(201, 1), (101, 100)])
 def test_too_many_pixels_are_refused(size: tuple[int, int]) -> None:
     with pytest.raises(ContractError) as caught:

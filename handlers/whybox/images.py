@@ -55,6 +55,14 @@ def _check_size(size: tuple[int, int], limits: InputLimits) -> None:
             expected=f"at most {limits.max_pixels} pixels and {limits.max_side} on a side",
             got=f"{width}x{height}",
         )
+    if max(size) > limits.max_aspect * min(size):
+        raise ContractError(
+            "invalid_image",
+            "the image is too long and thin",
+            field="image",
+            expected=f"a longer side of at most {limits.max_aspect} times the shorter one",
+            got=f"{width}x{height}",
+        )
 
 
 def _upright_rgb(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

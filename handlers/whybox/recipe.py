@@ -28,11 +28,13 @@ class InputLimits:
         max_bytes: of the encoded picture.
         max_pixels: of the decoded one.
         max_side: of the decoded one, in pixels.
+        max_aspect: its longer side over its shorter one; thinner pictures would vanish when scaled down.
     """
 
     max_bytes: int = 32 * 2**20
     max_pixels: int = 50_000_000
     max_side: int = 16_384
+    max_aspect: int = 50
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,20 @@ def read_recipe(path: Path) -> Recipe:
         )
     if not recipe.labels or len(set(recipe.labels)) != len(recipe.labels):
         raise RecipeError(f"{path}: labels: expected one or more different names; got {list(recipe.labels)}")
+    _check_ranges(recipe, str(path))
     return recipe
+
+
+def _check_ranges(recipe: Recipe, where: str) -> None:
+    for name in ("score_threshold", "iou_threshold"):
+        value = getattr(recipe, name)
+        if value is not None and not 0 <= value <= 1:
+            raise RecipeError(f"{where}: {name}: expected a number from 0 to 1; got {value:g}")
+    for section in ("input", "workers"):
+        for name, value in dataclasses.asdict(getattr(recipe, section)).items():
+            least = 0 if name == "max_batch_delay_ms" else 1
+            if value < least:
+                raise RecipeError(f"{where}: {section}.{name}: expected at least {least}; got {value}")
 
 
 def dump_recipe(recipe: Recipe) -> str:

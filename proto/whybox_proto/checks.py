@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from google.protobuf import struct_pb2
+from google.protobuf import json_format, struct_pb2
 
 from whybox_proto.errors import ContractError, shorten, unknown_name
 from whybox_proto.v1 import explainer_pb2, types_pb2
@@ -175,7 +175,7 @@ def _check_targets(targets: Sequence[str], method: types_pb2.Method, model: type
                 "a target is asked for twice",
                 field=field,
                 expected="each once",
-                got=target,
+                got=shorten(target),
             )
         head, colon, label = target.partition(":")
         if colon and head == "class" and "class" in method.targets:
@@ -189,7 +189,7 @@ def _check_targets(targets: Sequence[str], method: types_pb2.Method, model: type
 def _check_params(params: struct_pb2.Struct, method: types_pb2.Method) -> None:
     described = {p.name: p for p in method.params}
     for name, value in params.fields.items():
-        field = f"params.{name}"
+        field = f"params.{shorten(name)}"
         if name not in described:
             raise unknown_name("unknown_parameter", "parameter", name, described, field=field)
         parameter = described[name]
@@ -204,7 +204,7 @@ def _check_params(params: struct_pb2.Struct, method: types_pb2.Method) -> None:
                 f"{name} is not of its type",
                 field=field,
                 expected=f"{'an' if parameter.type == 'integer' else 'a'} {parameter.type}",
-                got=shorten(value).strip(),
+                got=shorten(json_format.MessageToJson(value, indent=None)),
             )
         if kind == "number_value":
             check_range(
@@ -213,8 +213,8 @@ def _check_params(params: struct_pb2.Struct, method: types_pb2.Method) -> None:
                 low=parameter.minimum if parameter.HasField("minimum") else -math.inf,
                 high=parameter.maximum if parameter.HasField("maximum") else math.inf,
             )
-        if parameter.choices:
-            check_choice(value.string_value, parameter.choices, field=field)
+        if parameter.choices and value.string_value not in parameter.choices:
+            raise unknown_name("invalid_argument", name, value.string_value, parameter.choices, field=field)
 
 
 def _check_budget(budget: types_pb2.Budget) -> None:

@@ -10,8 +10,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from whybox_proto.v1 import explainer_pb2
+
+
+PROBLEM_JSON = "application/problem+json"
+TYPE_PREFIX = "urn:whybox:error:"
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,31 @@ class ContractError(Exception):
             expected=error.expected,
             got=error.got,
         )
+
+
+def type_uri(name: str) -> str:
+    """Return the `type` member of a problem: a URI that never changes for a row of the table."""
+    return TYPE_PREFIX + name
+
+
+def to_problem(error: ContractError, request_id: str = "") -> dict[str, Any]:
+    """Write an error as an RFC 9457 problem; members that would say nothing are left out."""
+    problem: dict[str, Any] = {
+        "type": type_uri(error.type),
+        "title": error.row.title,
+        "status": error.row.http_status,
+        "detail": printable(error.message),
+        "request_id": request_id,
+    }
+    for name in ("field", "expected", "got"):
+        if value := getattr(error, name):
+            problem[name] = printable(value)
+    return problem
+
+
+def printable(text: str) -> str:
+    """Make text that came from outside fit to send back: lone surrogates become question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def shorten(value: object, limit: int = 80) -> str:

@@ -37,11 +37,9 @@ def encode(values: FloatMap, heat_map: types_pb2.HeatMap, encoding: str = "u8") 
         heat_map.data = values.astype("<f4").tobytes()
         return
     span = high - low
-    levels = (
-        np.rint((values - low) * (255 / span)).astype(np.uint8)
-        if span > 0
-        else np.zeros(values.shape, np.uint8)
-    )
+    levels = np.zeros(values.shape, np.uint8)
+    if span > 0:  # in double precision: float32 overflows for spans below 1e-36 and above 3e38
+        levels = np.rint((values.astype(np.float64) - low) / span * 255).astype(np.uint8)
     if encoding == "u8":
         heat_map.data = levels.tobytes()
     elif encoding == "png":
@@ -64,7 +62,10 @@ def decode(heat_map: types_pb2.HeatMap) -> FloatMap:
     if heat_map.encoding == "u8":
         levels = np.frombuffer(heat_map.data, np.uint8).reshape(shape)
     elif heat_map.encoding == "png":
-        levels = np.asarray(Image.open(io.BytesIO(heat_map.data)).convert("L")).reshape(shape)
+        try:
+            levels = np.asarray(Image.open(io.BytesIO(heat_map.data)).convert("L")).reshape(shape)
+        except (OSError, SyntaxError) as error:  # what Pillow raises for broken pictures
+            raise ValueError(f"the data are no PNG: {error}") from error
     else:
         raise ValueError(f"encoding is one of u8, f32, png; got {heat_map.encoding!r}")
     low, high = heat_map.min_value, heat_map.max_value

@@ -92,6 +92,7 @@ class Gateway:
                 watching.cancel()
                 http.should_exit = True
                 await asyncio.gather(serving, self._rpc.stop(settings.shutdown_seconds))
+                await asyncio.gather(watching, return_exceptions=True)
                 await self._backend.close()
 
 

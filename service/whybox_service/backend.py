@@ -13,9 +13,9 @@ from urllib.parse import quote
 
 import httpcore
 from google.protobuf.message import DecodeError
+
 from whybox_proto.errors import ContractError, shorten
 from whybox_proto.v1 import worker_pb2
-
 from whybox_service.calls import Deadline
 from whybox_service.settings import Settings
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 from whybox_proto.errors import ContractError, shorten, unknown_name
 from whybox_proto.v1 import types_pb2, worker_pb2
-
 from whybox_service.backend import Backend, Served
 from whybox_service.calls import Deadline, new_request_id
 from whybox_service.settings import Settings

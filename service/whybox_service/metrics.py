@@ -15,6 +15,7 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+
 from whybox_proto.errors import ContractError
 from whybox_proto.v1 import types_pb2
 

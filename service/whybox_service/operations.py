@@ -12,12 +12,13 @@ import binascii
 import re
 import time
 from collections.abc import Awaitable, Callable
+from functools import cache
 
 from google.protobuf.message import Message
+
 from whybox_proto import checks
 from whybox_proto.errors import ContractError, shorten
 from whybox_proto.v1 import explainer_pb2, types_pb2, worker_pb2
-
 from whybox_service import pictures
 from whybox_service.backend import Backend
 from whybox_service.calls import Call
@@ -30,6 +31,7 @@ MAX_PAGE_SIZE = 1000
 Operation = Callable[[Message, Call], Awaitable[Message]]
 
 
+@cache
 def operation_name(rpc: str) -> str:
     """Return an rpc's name in snake case, such as ``list_models`` for ``ListModels``."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", rpc).lower()

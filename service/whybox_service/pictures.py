@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from whybox_proto.errors import ContractError
 from whybox_proto.v1 import explainer_pb2
-
 from whybox_service.calls import Deadline
 
 if TYPE_CHECKING:
@@ -52,6 +51,7 @@ def draw_overlay(image: bytes, answer: explainer_pb2.ExplainResponse) -> bytes:
     import io
 
     from PIL import Image, ImageOps
+
     from whybox_client.pictures import overlay
     from whybox_proto import maps
 

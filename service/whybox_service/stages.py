@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
+
 from whybox_proto.v1 import explainer_pb2, types_pb2
 
 STAGED = (explainer_pb2.DetectResponse, explainer_pb2.ExplainResponse)

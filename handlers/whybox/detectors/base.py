@@ -219,7 +219,7 @@ class Tap(ABC):
         """Yield activations and exact gradients, a part of the candidates at a time.
 
         A window holds every cell at which a gradient can be other than zero, and `margin` cells more on
-        each side, as far as the layer's own computation reaches. Memory is bounded by the chunk, not by N.
+        each side unless it holds the whole grid anyway. Memory is bounded by the chunk, not by N.
         """
 
 

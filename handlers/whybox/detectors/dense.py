@@ -9,7 +9,7 @@ one batch of small transposed convolutions, with no second forward pass.
 GroupNorm's statistics span the whole level, which would make the gradient non-local; here they are held at
 their true values (METHODS, "Cost"). Without GroupNorm the gradient is the exact one.
 
-Letters: M rows (candidate, target), A anchors of a cell, s cells on a window's side.
+Letters: A anchors of a cell, s cells on a window's side.
 """
 
 from __future__ import annotations
@@ -46,6 +46,11 @@ class Tower:
         for leaf in leaves:
             if not isinstance(leaf, nn.Conv2d | nn.GroupNorm | nn.BatchNorm2d | nn.ReLU):
                 raise TypeError(f"expected Conv2d, GroupNorm, BatchNorm2d or ReLU in a tower; got {leaf}")
+        for conv in [*leaves, *outputs.values()]:
+            if isinstance(conv, nn.Conv2d) and not _same_size(conv):
+                raise TypeError(
+                    f"expected plain convolutions that keep the level's size in a tower; got {conv}"
+                )
         after = [type(m) for m in leaves if isinstance(m, nn.Conv2d | nn.ReLU)]
         if after[0::2] != [nn.Conv2d] * (len(after) // 2) or after[1::2] != [nn.ReLU] * (len(after) // 2):
             raise TypeError(f"expected a ReLU after each convolution of a tower; got {stack}")
@@ -79,6 +84,18 @@ class Tower:
         convolutions = [m for m in self.layers if isinstance(m, nn.Conv2d)]
         widest = max(_radius(conv) for conv in self.outputs.values())
         return widest + sum(map(_radius, convolutions))
+
+
+def _same_size(conv: nn.Conv2d) -> bool:
+    """Whether a convolution is square, odd, of stride 1, undilated, ungrouped and padded by its radius."""
+    side = conv.kernel_size[0]
+    return (conv.kernel_size, conv.stride, conv.dilation, conv.groups, conv.padding) == (
+        (side, side),
+        (1, 1),
+        (1, 1),
+        1,
+        (side // 2, side // 2),
+    ) and side % 2 == 1
 
 
 def _radius(conv: nn.Conv2d) -> int:
@@ -168,7 +185,6 @@ def pull_back(
     factors: Sequence[Sequence[Tensor]],
     sizes: Sequence[tuple[int, int]],
     seeds: dict[str, Tensor],
-    owners: Tensor,
     places: Places,
 ) -> Tensor:
     """Pull gradients of a tower's outputs back to the tower's input.
@@ -177,41 +193,42 @@ def pull_back(
         tower: the tower.
         factors: for each level, what `Tower.run` kept, of one picture: (C, H, W) or (C, 1, 1) each.
         sizes: (H, W) of each level.
-        seeds: output name → float (M, width), gradient of the scalar with respect to the candidate's outputs.
-        owners: int64 (M,), which of the places each row belongs to.
+        seeds: output name → float (N, T, width), gradient of T scalars of each candidate by its outputs.
         places: of the N candidates.
 
     Returns:
-        float (M, C, s, s) with s = 2·reach + 1, centred on the candidate's cell. Cells outside the level
+        float (N, T, C, s, s) with s = 2·reach + 1, centred on the candidate's cell. Cells outside the level
         are zero.
     """
     radius = max(_radius(conv) for conv in tower.outputs.values())
     gradient = torch.stack(
-        [_seed(conv, seeds[name], places.anchors[owners], radius) for name, conv in tower.outputs.items()]
-    ).sum(0)
+        [_seed(conv, seeds[name], places.anchors, radius) for name, conv in tower.outputs.items()]
+    ).sum(0)  # [N, T, C, k, k]
     position = len(factors[0])
     for layer in reversed(tower.layers):
         if isinstance(layer, nn.Conv2d):
-            gradient = F.conv_transpose2d(gradient, layer.weight)
+            pulled = F.conv_transpose2d(gradient.flatten(0, 1), layer.weight)
+            gradient = pulled.unflatten(0, gradient.shape[:2])
             radius += _radius(layer)
             continue
         position -= 1
         kept = [level[position] for level in factors]
         if isinstance(layer, nn.ReLU):
-            gradient = gradient * gather_windows(kept, places, radius)[owners]
+            gradient *= gather_windows(kept, places, radius)[:, None]
         else:
-            gradient = gradient * torch.stack(kept)[places.levels][owners]
-    return gradient * inside(sizes, places, radius)[owners]
+            gradient *= torch.stack(kept)[places.levels][:, None]
+    gradient *= inside(sizes, places, radius)[:, None]
+    return gradient
 
 
 def _seed(conv: nn.Conv2d, seeds: Tensor, anchors: Tensor, radius: int) -> Tensor:
-    """Gradient with respect to an output convolution's input: (M, C, k, k), centred on the cell."""
-    width = seeds.shape[1]
-    gradient = seeds.new_zeros((len(seeds), conv.in_channels, *conv.kernel_size))
+    """Gradient by an output convolution's input: (N, T, C, k, k), centred on the cell."""
+    width = seeds.shape[2]
+    gradient = seeds.new_zeros((*seeds.shape[:2], conv.in_channels, *conv.kernel_size))
     for anchor in anchors.unique().tolist():
-        rows = torch.where(anchors == anchor)[0]
+        here = torch.where(anchors == anchor)[0]
         weight = conv.weight[anchor * width : (anchor + 1) * width].flatten(1)  # [width, C·k·k]
-        gradient[rows] = (seeds[rows] @ weight).unflatten(1, gradient.shape[1:])
+        gradient[here] = (seeds[here] @ weight).unflatten(2, gradient.shape[2:])
     return F.pad(gradient, (radius - _radius(conv),) * 4)
 
 

@@ -13,7 +13,7 @@ from torchvision.ops import roi_align
 from whybox.detectors.base import Frame, Grids, Outputs, Tap, Target, Window
 from whybox.detectors.dense import Places, Tower, chunks, gather_windows, pull_back
 
-CHUNK_BYTES = 128 * 2**20
+CHUNK_BYTES = 16 * 2**20
 """Aim for the largest tensor of a chunk of gradients. About four of its size are alive at once."""
 
 
@@ -21,6 +21,9 @@ def level_grids(
     frame: Frame, padded: tuple[int, int], sizes: Sequence[tuple[int, int]], levels: Tensor
 ) -> Grids:
     """Grids of whole feature maps.
+
+    A strided convolution with symmetric padding centres its cell i on pixel i·stride of what it sees, so cell i
+    of a map is centred on i·cell + ½, not on (i + ½)·cell.
 
     Args:
         frame: of the picture.
@@ -32,7 +35,7 @@ def level_grids(
     cells = torch.tensor(padded, dtype=torch.float32, device=levels.device) / shapes
     picture = torch.tensor([frame.network_height, frame.network_width], device=levels.device)
     covered = torch.minimum((picture / cells).ceil(), shapes).long()
-    return Grids(offsets=torch.zeros_like(cells), cells=cells.flip(1), sizes=covered.flip(1))
+    return Grids(offsets=(1 - cells.flip(1)) / 2, cells=cells.flip(1), sizes=covered.flip(1))
 
 
 def seeds_of(
@@ -105,6 +108,7 @@ class DenseLevelTap(Tap):
         """See `Tap.windows`; the window's side is 2·(reach + margin) + 1 cells."""
         seeds = seeds_of(targets, self.outputs, self.raw)
         reach = max(tower.reach for tower in self.head.towers)
+        margin = min(margin, max(map(max, self.head.sizes)))
         channels, side = self.head.levels[0].shape[0], 2 * (reach + margin) + 1
         size = CHUNK_BYTES // (4 * len(targets) * channels * side * side)
         corner = torch.stack([self.places.columns, self.places.rows], 1) - (reach + margin)
@@ -121,21 +125,23 @@ class DenseLevelTap(Tap):
     def _gradients(self, seeds: dict[str, Tensor], picks: Tensor, reach: int) -> Tensor:
         """Gradients of n candidates: (n, T, C, s, s) with s = 2·reach + 1."""
         count, targets = next(iter(seeds.values())).shape[:2]
-        owners = torch.arange(count, device=picks.device).repeat_interleave(targets)
         places = self.places[picks]
         level = self.head.levels[0]
-        total = level.new_zeros((count * targets, level.shape[0], 2 * reach + 1, 2 * reach + 1))
+        side = 2 * reach + 1
+        total = level.new_zeros((count, targets, level.shape[0], side, side))
         for tower, factors in zip(self.head.towers, self.head.factors, strict=True):
-            own = {name: seeds[name].flatten(0, 1) for name in tower.outputs}
-            rows = torch.where(torch.cat([seed != 0 for seed in own.values()], 1).any(1))[0]
-            if not len(rows):
-                continue
-            pulled = pull_back(
-                tower, factors, self.head.sizes, {n: s[rows] for n, s in own.items()}, owners[rows], places
-            )
-            total[rows] += F.pad(pulled, (reach - tower.reach,) * 4)
-        gradients: Tensor = total.unflatten(0, (count, targets))
-        return gradients
+            own = {name: seeds[name] for name in tower.outputs}
+            acts = (
+                torch.cat(list(own.values()), 2).any(2).any(0)
+            )  # [T]: which targets this tower has a part in
+            chosen = torch.where(acts)[0]
+            if len(chosen):
+                pulled = pull_back(
+                    tower, factors, self.head.sizes, {n: seed[:, chosen] for n, seed in own.items()}, places
+                )
+                spare = reach - tower.reach
+                total[:, chosen, :, spare : side - spare, spare : side - spare] += pulled
+        return total
 
 
 @dataclass(frozen=True)
@@ -202,24 +208,25 @@ class RoiTap(Tap):
         )
 
     def windows(self, targets: Sequence[Target], *, margin: int = 0) -> Iterator[Window]:
-        """See `Tap.windows`; the window is the whole region, `margin` cells of zeros around it."""
-        height, width = self.regions.output
-        row = 4 * len(targets) * self.levels[0].shape[0] * (height + 2 * margin) * (width + 2 * margin)
+        """See `Tap.windows`; the window is the whole region, which needs no margin."""
+        del margin
+        row = 4 * len(targets) * self.levels[0].shape[0] * self.regions.output[0] * self.regions.output[1]
         for part in chunks(len(self.boxes), CHUNK_BYTES // row):
             picks = torch.arange(part.start, part.stop, device=self.boxes.device)
             features = self.regions.pool(self.levels, picks)
             with torch.enable_grad():
                 features.requires_grad_()
                 decoded = self.outputs(self.head(features), picks)
-                gradients = [
-                    torch.autograd.grad(target(decoded).sum(), features, retain_graph=True)[0]
-                    for target in targets
-                ]
+                sums = torch.stack([target(decoded).sum() for target in targets])  # [T]
+            one_each = torch.eye(len(targets), dtype=sums.dtype, device=sums.device)
+            (gradients,) = torch.autograd.grad(
+                sums, features, one_each, is_grads_batched=True
+            )  # [T, n, C, h, w]
             yield Window(
                 picks=picks,
-                activations=F.pad(features.detach(), (margin,) * 4),
-                gradients=F.pad(torch.stack(gradients, 1), (margin,) * 4),
-                origins=torch.full((len(picks), 2), -margin, device=picks.device),
+                activations=features.detach(),
+                gradients=gradients.transpose(0, 1),
+                origins=torch.zeros((len(picks), 2), dtype=torch.int64, device=picks.device),
             )
 
 
@@ -236,6 +243,7 @@ class RoiLevelTap(Tap):
     def windows(self, targets: Sequence[Target], *, margin: int = 0) -> Iterator[Window]:
         """See `Tap.windows`; windows of one level share a size and lie on the level but for the margin."""
         regions, levels = self.roi.regions, self.roi.levels
+        margin = min(margin, max(max(level.shape[1:]) for level in levels))
         for window in self.roi.windows(targets):
             for level in regions.levels[window.picks].unique().tolist():
                 here = torch.where(regions.levels[window.picks] == level)[0]
@@ -310,11 +318,11 @@ class StageTap(Tap):
         self.boxes = level_tap.boxes
 
     def windows(self, targets: Sequence[Target], *, margin: int = 0) -> Iterator[Window]:
-        """See `Tap.windows`; the window is the whole stage."""
+        """See `Tap.windows`; the window is the whole stage, which needs no margin."""
+        del margin
         with torch.enable_grad():
             leaf = self.activation[None].detach().requires_grad_()
             tops = self.upper(leaf)
-        activation = F.pad(self.activation, (margin,) * 4)
         for window in self.level_tap.windows(targets):
             for level in self.levels[window.picks].unique().tolist():
                 here = torch.where(self.levels[window.picks] == level)[0]
@@ -329,9 +337,9 @@ class StageTap(Tap):
                     gradients = pulled[:, 0].unflatten(0, (len(rows), len(targets)))
                     yield Window(
                         picks=window.picks[rows],
-                        activations=activation.expand(len(rows), *activation.shape),
-                        gradients=F.pad(gradients, (margin,) * 4),
-                        origins=torch.full((len(rows), 2), -margin, device=leaf.device),
+                        activations=self.activation.expand(len(rows), *self.activation.shape),
+                        gradients=gradients,
+                        origins=torch.zeros((len(rows), 2), dtype=torch.int64, device=leaf.device),
                     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.image_list import ImageList
 
@@ -311,7 +312,8 @@ class FcosDetector(OneStageDetector):
 
     def _decode(self, raw: Mapping[str, Tensor], anchors: Tensor) -> tuple[Tensor, Tensor]:
         logits = raw["logits"][:, self.first :]
-        scores = (logits.sigmoid() * raw["centerness"].sigmoid()).sqrt()
+        # The root of the product of two sigmoids, in logarithms: its derivative stays finite where they underflow.
+        scores = (0.5 * (logsigmoid(logits) + logsigmoid(raw["centerness"]))).exp()
         return scores, self.model.box_coder.decode(raw["distances"].relu(), anchors)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ class Question:
         layer: to tap; empty for methods that use none.
         params: a value for every parameter of the method.
         seed: of the random numbers.
+        deadline: seconds since the epoch after which nobody waits for the answer; 0 for none.
     """
 
     forward: Forward
@@ -72,6 +74,16 @@ class Question:
     layer: str
     params: Mapping[str, ParamValue]
     seed: int = 0
+    deadline: float = 0.0
+
+    def check_deadline(self) -> None:
+        """Stop where nobody waits any more; methods call it between parts of their work.
+
+        Raises:
+            TimeoutError: when the deadline has passed.
+        """
+        if self.deadline and time.time() > self.deadline:
+            raise TimeoutError("the deadline has passed")
 
 
 class Method(ABC):
@@ -92,8 +104,11 @@ class Method(ABC):
     sampling: bool = False
 
     @abstractmethod
-    def layers(self, detector: Detector) -> list[str]:
-        """Name the layers of a detector that this method can use, its own first choice first."""
+    def layers(self, detector: Detector) -> list[str] | None:
+        """Name the layers of a detector that this method can use, its own first choice first.
+
+        An empty list: the method uses no layer. None: it cannot explain this detector.
+        """
 
     def explain(self, detector: Detector, question: Question) -> list[list[Map]]:
         """Make the maps of every detection and target.
@@ -109,6 +124,8 @@ class Method(ABC):
             if head not in self.targets or (label and (head != "class" or label not in detector.labels)):
                 raise ValueError(f"targets of {self.name} are {', '.join(self.targets)}; got {target!r}")
         layers = self.layers(detector)
+        if layers is None:
+            raise ValueError(f"{self.name} cannot explain a {type(detector).__name__}")
         if question.layer not in (layers or [""]):
             raise ValueError(f"layers of {self.name} are {', '.join(layers)}; got {question.layer!r}")
         if set(question.params) != {param.name for param in self.params}:

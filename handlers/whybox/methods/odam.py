@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -49,12 +49,12 @@ class Odam(Method):
     )
     targets = TARGETS
 
-    def layers(self, detector: Detector) -> list[str]:
-        """Name every layer that can be tapped; local ones come first."""
-        return list(detector.layers) if isinstance(detector, WhiteBoxDetector) else []
+    def layers(self, detector: Detector) -> list[str] | None:
+        """Name every layer that can be tapped, local ones first; a black box cannot be explained."""
+        return list(detector.layers) if isinstance(detector, WhiteBoxDetector) else None
 
     def _explain(self, detector: Detector, question: Question) -> list[list[Map]]:
-        assert isinstance(detector, WhiteBoxDetector)  # `layers` is empty otherwise, and the check refuses
+        assert isinstance(detector, WhiteBoxDetector)  # `layers` is None otherwise, and the check refuses
         names = [t for t in question.targets if t != "combined"]
         if "combined" in question.targets:
             names += [t for t in ("class", *SIDES) if t not in names]
@@ -62,10 +62,10 @@ class Odam(Method):
         tap = detector.tap(
             question.forward, question.image, question.layer, detections.candidates, detections.labels
         )
+        scalars = [scalar(target, detector.labels) for target in names]
         frame = question.forward.batch.frames[question.image]
-        maps = odam_maps(
-            tap, [scalar(t, detector.labels) for t in names], frame, float(question.params["smoothing"])
-        )
+        smoothing = float(question.params["smoothing"])
+        maps = odam_maps(tap, scalars, frame, smoothing, between=question.check_deadline)
         return [[_named(t, names, row) for t in question.targets] for row in maps]
 
 
@@ -76,25 +76,36 @@ def _named(target: str, names: Sequence[str], row: Sequence[Map]) -> Map:
     return Map(torch.stack([normalise(part.values) for part in parts]).amax(0), parts[0].region)
 
 
-def odam_maps(tap: Tap, targets: Sequence[Target], frame: Frame, smoothing: float) -> list[list[Map]]:
+def odam_maps(
+    tap: Tap,
+    targets: Sequence[Target],
+    frame: Frame,
+    smoothing: float,
+    *,
+    between: Callable[[], None] = lambda: None,
+) -> list[list[Map]]:
     """Make the maps of every candidate of a tap.
 
     Args:
         tap: N candidates.
         targets: T scalars.
         frame: of the picture.
-        smoothing: σ of Φ as a share of the object's sides, 0 for none.
+        smoothing: σ of Φ as a share of the object's sides, 0 for none. On a layer an object spans no more cells
+            than the layer's grid has.
+        between: called before each part of the work; may raise to stop it.
 
     Returns:
         For each candidate, a map for each target: float32 (h, w), cropped to the picture.
     """
     boxes = tap.boxes
     sides = torch.stack([boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]], 1).clamp(min=0)
-    limits = tap.grids.sizes.max()
-    sigmas = torch.minimum(smoothing * sides / tap.grids.cells, limits)  # [N, 2] x, y in cells
+    spans = torch.minimum(sides / tap.grids.cells, tap.grids.sizes)  # [N, 2] x, y in cells
+    sigmas = smoothing * spans
     margin = int(smoothing_radius(sigmas.flatten()).max()) if smoothing else 0
     maps: list[list[Map]] = [[] for _ in range(len(boxes))]
+    between()
     for window in tap.windows(targets, margin=margin):
+        between()
         heat = _heat(window, sigmas[window.picks] if margin else None)
         for row, pick in enumerate(window.picks.tolist()):
             maps[pick] = _crop(heat[row], window.origins[row], tap, pick, frame)
@@ -113,6 +124,10 @@ def _crop(heat: Tensor, origin: Tensor, tap: Tap, pick: int, frame: Frame) -> li
     columns, rows = tap.grids.sizes[pick].tolist()
     left, top = max(0, column), max(0, row)
     right, bottom = min(columns, column + heat.shape[2]), min(rows, row + heat.shape[1])
+    if right <= left or bottom <= top:
+        # A candidate of the padding, whose window misses the picture: nothing of it was looked at.
+        heat, column, row = torch.zeros_like(heat[:, :1, :1]), columns - 1, rows - 1
+        left, top, right, bottom = column, row, columns, rows
     corners = torch.tensor([left, top, right, bottom], dtype=torch.float32)
     cell, offset = tap.grids.cells[pick].cpu(), tap.grids.offsets[pick].cpu()
     region = frame.to_image(offset.repeat(2) + corners * cell.repeat(2)).tolist()

@@ -10,12 +10,11 @@ from typing import Any
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError, Message
 
-from whybox_proto.errors import ERRORS, ContractError, shorten
-from whybox_proto.v1 import explainer_pb2, types_pb2, worker_pb2
+from whybox_proto.errors import PROBLEM_JSON, ContractError, shorten, to_problem
+from whybox_proto.v1 import explainer_pb2, worker_pb2
 
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
-PROBLEM_JSON = "application/problem+json"
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,11 @@ class Call:
         if not self.plain:
             return Answer(reply.SerializeToString(), PROTOBUF)
         result = reply.WhichOneof("result") or "error"
-        message = getattr(reply, result)
         if result != "error":
-            return Answer(to_json(message), JSON)
-        row = ERRORS[message.type]
-        return Answer(to_json(message), PROBLEM_JSON, row.http_status, row.title)
+            return Answer(to_json(getattr(reply, result)), JSON)
+        error = ContractError.from_message(reply.error)
+        body = json.dumps(to_problem(error, reply.error.request_id))
+        return Answer(body, PROBLEM_JSON, error.row.http_status, error.row.title)
 
 
 def read(part: Mapping[str, Any], headers: Mapping[str, str]) -> Call:
@@ -64,6 +63,8 @@ def read(part: Mapping[str, Any], headers: Mapping[str, str]) -> Call:
         part: what TorchServe parsed: ``body`` for a whole body, else the parts of a form.
         headers: of the request, names in lower case.
     """
+    if headers.get("describe") == "True":
+        return Call(worker_pb2.WorkerRequest(describe=worker_pb2.DescribeRequest()), None, plain=True)
     body = next((part[name] for name in ("body", "image", "data") if part.get(name) is not None), b"")
     if headers.get("content-type", "").partition(";")[0].strip() == PROTOBUF:
         try:
@@ -86,11 +87,6 @@ def read(part: Mapping[str, Any], headers: Mapping[str, str]) -> Call:
     else:
         request = worker_pb2.WorkerRequest(detect=explainer_pb2.DetectRequest(image=bytes(body)))
     return Call(request, None, plain=True)
-
-
-def description(model: types_pb2.Model) -> str:
-    """Write a model's description for TorchServe's describe call."""
-    return to_json(model)
 
 
 def to_json(message: Message) -> str:

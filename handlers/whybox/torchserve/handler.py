@@ -45,8 +45,6 @@ class WhyboxHandler:
             {key.lower(): value for key, value in context.get_all_request_header(i).items()}
             for i in range(len(data))
         ]
-        if headers and headers[0].get("describe") == "True":
-            return [codec.description(self.engine.model)] * len(data)
         calls = [codec.read(part, header) for part, header in zip(data, headers, strict=True)]
         requests = [call.request for call in calls if call.request is not None]
         replies = iter(self.engine.answer(requests))

@@ -11,9 +11,9 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from starlette.requests import Request
 from starlette.responses import Response
+
 from whybox_proto.errors import ContractError, shorten
 from whybox_proto.v1 import explainer_pb2, types_pb2
-
 from whybox_service import pictures, stages
 from whybox_service.calls import Call
 from whybox_service.metrics import Metrics, Observation
@@ -63,8 +63,7 @@ class Answers:
         """Answer an explain request with the overlay of its one map."""
         if len(message.targets) > 1:
             raise _not_one_map("targets", len(message.targets), "targets")
-        answer = await self._operations.perform("Explain", message, call)
-        assert isinstance(answer, explainer_pb2.ExplainResponse)
+        answer = await self._operations.explain(message, call)
         if len(answer.heat_maps) != 1:
             raise _not_one_map("select", len(answer.heat_maps), "heat maps")
         started = time.perf_counter()

@@ -8,8 +8,8 @@ from fastapi import FastAPI
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
-from whybox_proto.errors import ContractError
 
+from whybox_proto.errors import ContractError
 from whybox_service.calls import Call
 from whybox_service.catalogue import Catalogue
 from whybox_service.metrics import Metrics, Observation

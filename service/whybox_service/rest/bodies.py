@@ -8,10 +8,11 @@ image/*, or octets       the picture itself; the other fields in the query strin
 
 from __future__ import annotations
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from starlette.requests import ClientDisconnect, Request
-from whybox_proto.errors import ContractError, shorten, unknown_name
 
+from whybox_proto.errors import ContractError, shorten, unknown_name
+from whybox_service import messages
 from whybox_service.rest import json_in, media, multipart
 from whybox_service.rest.query import read_query
 
@@ -62,22 +63,9 @@ async def read(request: Request, message: Message, limit: int) -> None:
     elif kind == media.JSON:
         json_in.read_message(json_in.parse(await _body(request, limit)), message)
     elif kind == media.PROTOBUF:
-        parse_protobuf(await _body(request, limit), message)
+        messages.parse(await _body(request, limit), message)
     else:
         _read_form(multipart.split(await _body(request, limit), header), message)
-
-
-def parse_protobuf(body: bytes, message: Message) -> None:
-    """Read a message in binary."""
-    try:
-        message.ParseFromString(body)
-    except DecodeError:
-        raise ContractError(
-            "invalid_request",
-            "the protobuf is malformed",
-            expected=f"a {message.DESCRIPTOR.full_name}",
-            got=f"{len(body)} bytes",
-        ) from None
 
 
 def _read_form(parts: list[multipart.Part], message: Message) -> None:
@@ -128,8 +116,8 @@ def _set_image(message: Message, image: bytes, elsewhere: str) -> None:
 
 async def _body(request: Request, limit: int) -> bytes:
     """Read the body, and stop as soon as it is known to be too long."""
-    announced = request.headers.get("content-length", "0")
-    size = int(announced) if announced.isdecimal() else 0
+    announced = request.headers.get("content-length", "")
+    size = int(announced) if announced.isdecimal() and len(announced) < 20 else 0
     chunks: list[bytes] = []
     try:
         if size > limit:

@@ -17,6 +17,7 @@ from typing import Any
 from google.protobuf import json_format, struct_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
+
 from whybox_proto.errors import ContractError, shorten, unknown_name
 
 _INTEGERS: dict[int, tuple[int, int]] = {

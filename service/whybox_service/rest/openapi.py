@@ -7,10 +7,10 @@ from importlib.metadata import version
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor
-from whybox_proto.errors import ERRORS
 
+from whybox_proto.errors import ERRORS
 from whybox_service.calls import MAX_REQUEST_ID
-from whybox_service.errors import PROBLEM_JSON, type_uri
+from whybox_proto.errors import PROBLEM_JSON, type_uri
 from whybox_service.operations import Operations
 from whybox_service.rest import media, schema
 from whybox_service.rest.exchange import REQUEST_ID, REQUEST_TIMEOUT

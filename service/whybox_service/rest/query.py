@@ -7,8 +7,8 @@ from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
-from whybox_proto.errors import ContractError, shorten
 
+from whybox_proto.errors import ContractError, shorten
 from whybox_service.rest.json_in import Text, read_message
 
 

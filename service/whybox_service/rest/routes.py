@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass
 
 from google.protobuf.descriptor import Descriptor
-from whybox_proto.v1 import explainer_pb2
 
+from whybox_proto.v1 import explainer_pb2
 from whybox_service.operations import operation_name
 from whybox_service.rest import media
 

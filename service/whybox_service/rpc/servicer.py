@@ -12,13 +12,12 @@ from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
-from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from grpc_status import rpc_status
+
 from whybox_proto.errors import ContractError
 from whybox_proto.v1 import explainer_pb2
-
-from whybox_service import stages
+from whybox_service import messages, stages
 from whybox_service.calls import Call, Deadline, check_request_id, new_request_id
 from whybox_service.errors import to_status
 from whybox_service.metrics import Metrics
@@ -68,10 +67,7 @@ class Servicer:
                     self._operations.require(method.name)
                     deadline = Deadline.after(self._seconds(context))
                     request = make()
-                    try:
-                        request.ParseFromString(body)
-                    except DecodeError:
-                        raise _malformed(method, len(body)) from None
+                    messages.parse(body, request)
                     observation.model = getattr(request, "model", "")
                     async with deadline.limit():
                         answer = await self._operations.perform(
@@ -119,15 +115,6 @@ async def _tell_request_id(context: Context, request_id: str) -> None:
     """Echo the id as early as can be, and once more at the end, where errors carry theirs."""
     context.set_trailing_metadata(((REQUEST_ID, request_id),))
     await context.send_initial_metadata(((REQUEST_ID, request_id),))
-
-
-def _malformed(method: MethodDescriptor, size: int) -> ContractError:
-    return ContractError(
-        "invalid_request",
-        "the protobuf is malformed",
-        expected=f"a {method.input_type.full_name}",
-        got=f"{size} bytes",
-    )
 
 
 async def _abort(context: Context, error: ContractError, request_id: str) -> NoReturn:
