@@ -13,8 +13,8 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_status import rpc_status
 
-from whybox_proto.v1 import explainer_pb2
 from whybox_proto.errors import TYPE_PREFIX
+from whybox_proto.v1 import explainer_pb2
 from whybox_service.rest.routes import ADDRESSES
 
 SERVICE = explainer_pb2.DESCRIPTOR.services_by_name["Explainer"]

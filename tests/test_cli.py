@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+
 from whybox_client.cli import main
 from whybox_client.cli.explain import _stems
 from whybox_client.cli.tables import table

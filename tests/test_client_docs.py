@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from whybox_client import errors
 
 PAGE = Path(__file__).parent.parent / "docs" / "sdk.md"

@@ -23,6 +23,7 @@ import httpx
 import pytest
 from google.protobuf import any_pb2
 from google.rpc import status_pb2
+
 from whybox_client import AsyncClient, Client, errors
 from whybox_client.transports import rest, rpc
 from whybox_proto.errors import ERRORS, ContractError

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
 from whybox_client.images import Picture, encode
 
 RNG = np.random.default_rng(0)

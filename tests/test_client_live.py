@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
 from whybox_client import AsyncClient, Client, Detections, Explanation, Nms, errors
 
 W, H = 160, 128

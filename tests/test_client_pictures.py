@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
+
 from whybox_client import colors, pictures
 from whybox_client.pictures import Labelled, Tile
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.message import Message
+
 from whybox_client import AsyncClient, Client, Nms, flows, wire
 from whybox_client.errors import ConnectionFailedError, InvalidAnswerError
 from whybox_client.floats import shortest

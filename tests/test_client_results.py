@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
 from whybox_client import Detection, Detections, Explanation, HeatMap, views
 from whybox_client.images import Picture, encode
 from whybox_client.results import Stage

@@ -453,3 +453,16 @@ def test_one_cell_fills_its_region() -> None:
 def test_a_map_larger_than_the_image_is_sampled() -> None:
     values = np.arange(16, dtype=np.float32).reshape(4, 4)
     assert np.allclose(maps.enlarge(values, (0, 0, 2, 2), 2, 2), [[2.5, 4.5], [10.5, 12.5]])
+
+
+@pytest.mark.parametrize(("path", "field"), [("", "99"), ("select", "select.99"), ("output", "output.99")])
+def test_a_binary_field_that_nobody_knows_is_refused(path: str, field: str) -> None:
+    """Protobuf keeps unknown fields without a word; the caller would not learn that one was not heeded."""
+    unknown = bytes([0x98, 0x06, 0x01])  # field 99, varint 1
+    request = explainer_pb2.ExplainRequest(image=b"x")
+    part = getattr(request, path) if path else request
+    part.MergeFromString(unknown)
+    with pytest.raises(ContractError) as caught:
+        checks.check_explain(request, types_pb2.Model())
+    assert (caught.value.type, caught.value.field, caught.value.got) == ("unknown_field", field, "99")
+    assert "1 (" in caught.value.expected

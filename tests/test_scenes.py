@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("cv2")
 
 import cv2
+
 from whybox.scenes import CLASSES, CONTEXT, LOOK_ALIKE, MODES, Scene, SceneObject, export_coco, render
 from whybox.scenes.layout import MIN_OF_TWINS, MIN_VISIBLE
 

@@ -18,6 +18,7 @@ pytest.importorskip("pycocotools")
 import torch
 from safetensors import safe_open
 from torch import nn
+
 from whybox.detectors.small import ARCHITECTURES, MAX_SIDE, build_small
 from whybox.scenes import CLASSES, LOOK_ALIKE, Scene, render
 from whybox.training.__main__ import _command, _own, _train_parser

@@ -95,9 +95,8 @@ def _describe_param(method: Method, param: Param, value: ParamValue) -> types_pb
         low = -math.inf if param.minimum is None else param.minimum
         high = math.inf if param.maximum is None else param.maximum
         if not low <= value <= high:
-            raise RecipeError(
-                f"methods.{method.name}.{param.name}: expected a number from {low:g} to {high:g}; got {value:g}"
-            )
+            wanted = f"expected a number from {low:g} to {high:g}; got {value:g}"
+            raise RecipeError(f"methods.{method.name}.{param.name}: {wanted}")
     described = types_pb2.Parameter(
         name=param.name,
         type=_TYPES[kind],

@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 
 from google.protobuf import json_format, struct_pb2
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from whybox_proto.errors import ContractError, shorten, unknown_name
 from whybox_proto.v1 import explainer_pb2, types_pb2
@@ -30,6 +32,7 @@ def check_detect(request: explainer_pb2.DetectRequest, model: types_pb2.Model) -
     Raises:
         ContractError: with the path of the first field at fault.
     """
+    check_known(request)
     _check_image(request.image, model)
     _check_select(request.select, model)
     _check_nms(request.nms, model)
@@ -41,6 +44,7 @@ def check_explain(request: explainer_pb2.ExplainRequest, model: types_pb2.Model)
     Raises:
         ContractError: with the path of the first field at fault.
     """
+    check_known(request)
     _check_image(request.image, model)
     _check_select(request.select, model)
     _check_nms(request.nms, model)
@@ -62,6 +66,33 @@ def check_explain(request: explainer_pb2.ExplainRequest, model: types_pb2.Model)
     if request.evaluate:
         raise ContractError("not_implemented", "maps are not evaluated yet", field="evaluate")
     _check_output(request.output)
+
+
+def check_known(message: Message, *, path: str = "") -> None:
+    """Check that a message that came in binary holds no field that this version does not know.
+
+    Protobuf would pass over it in silence, and the caller would get an answer to another question.
+
+    Raises:
+        ContractError: ``unknown_field``, with the path of the message and the field's number.
+    """
+    unknown = UnknownFieldSet(message)
+    if len(unknown):
+        number = unknown[0].field_number
+        raise ContractError(
+            "unknown_field",
+            f"there is no field of number {number}",
+            field=f"{path}.{number}" if path else str(number),
+            expected="one of: " + ", ".join(f"{f.number} ({f.name})" for f in message.DESCRIPTOR.fields),
+            got=str(number),
+        )
+    for field, value in message.ListFields():
+        if field.message_type is None or field.message_type.file.package != message.DESCRIPTOR.file.package:
+            continue
+        inside = f"{path}.{field.name}" if path else field.name
+        repeated = field.is_repeated
+        for i, part in enumerate(value if repeated else [value]):
+            check_known(part, path=f"{inside}[{i}]" if repeated else inside)
 
 
 def find_method(request: explainer_pb2.ExplainRequest, model: types_pb2.Model) -> types_pb2.Method:

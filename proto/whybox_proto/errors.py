@@ -14,7 +14,6 @@ from typing import Any
 
 from whybox_proto.v1 import explainer_pb2
 
-
 PROBLEM_JSON = "application/problem+json"
 TYPE_PREFIX = "urn:whybox:error:"
 

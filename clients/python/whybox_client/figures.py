@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from PIL import Image
-from whybox_proto import maps
 
 from whybox_client import defaults, pictures, views
 from whybox_client.results import Detection, DetectionMaps, Detections, Explanation, HeatMap
+from whybox_proto import maps
 
 if TYPE_CHECKING:
     from whybox_client.results import Box

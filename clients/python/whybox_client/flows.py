@@ -11,7 +11,6 @@ from typing import TypeVar
 
 from google.protobuf import empty_pb2
 from google.protobuf.message import DecodeError, Message
-from whybox_proto.v1 import explainer_pb2, types_pb2
 
 from whybox_client import images, requests
 from whybox_client.errors import InvalidAnswerError, ServiceError
@@ -20,6 +19,7 @@ from whybox_client.models import Model, Nms, ParameterValue
 from whybox_client.requests import Integers, Strings
 from whybox_client.results import Detections, Explanation
 from whybox_client.wire import DETECT, EXPLAIN, GET_MODEL, LIST_MODELS, READY, Call, Flow, Operation, Reply
+from whybox_proto.v1 import explainer_pb2, types_pb2
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")

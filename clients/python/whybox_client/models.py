@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
-from whybox_proto.v1 import types_pb2
 
 from whybox_client.floats import shortest
+from whybox_proto.v1 import types_pb2
 
 ParameterValue: TypeAlias = "float | int | bool | str"
 

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import Any, TypeAlias, TypedDict
 
 from google.protobuf.message import Message
-from whybox_proto.v1 import explainer_pb2
 
 from whybox_client.models import Nms, ParameterValue
+from whybox_proto.v1 import explainer_pb2
 
 Strings: TypeAlias = "str | Sequence[str]"
 Integers: TypeAlias = "int | Sequence[int]"

@@ -13,11 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
-from whybox_proto.v1 import explainer_pb2, types_pb2
-
 from whybox_client import defaults
 from whybox_client.floats import shortest
 from whybox_client.images import Picture, png
+from whybox_proto.v1 import explainer_pb2, types_pb2
 
 if TYPE_CHECKING:
     import numpy as np

@@ -22,8 +22,8 @@ def level_grids(
 ) -> Grids:
     """Grids of whole feature maps.
 
-    A strided convolution with symmetric padding centres its cell i on pixel i·stride of what it sees, so cell i
-    of a map is centred on i·cell + ½, not on (i + ½)·cell.
+    A strided convolution with symmetric padding centres its cell i on pixel i·stride of what it sees, so
+    cell i of a map is centred on i·cell + ½, not on (i + ½)·cell.
 
     Args:
         frame: of the picture.

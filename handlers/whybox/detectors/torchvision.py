@@ -312,7 +312,7 @@ class FcosDetector(OneStageDetector):
 
     def _decode(self, raw: Mapping[str, Tensor], anchors: Tensor) -> tuple[Tensor, Tensor]:
         logits = raw["logits"][:, self.first :]
-        # The root of the product of two sigmoids, in logarithms: its derivative stays finite where they underflow.
+        # The root of the product of two sigmoids; in logarithms its derivative stays finite.
         scores = (0.5 * (logsigmoid(logits) + logsigmoid(raw["centerness"]))).exp()
         return scores, self.model.box_coder.decode(raw["distances"].relu(), anchors)
 

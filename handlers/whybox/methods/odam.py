@@ -90,8 +90,8 @@ def odam_maps(
         tap: N candidates.
         targets: T scalars.
         frame: of the picture.
-        smoothing: σ of Φ as a share of the object's sides, 0 for none. On a layer an object spans no more cells
-            than the layer's grid has.
+        smoothing: σ of Φ as a share of the object's sides, 0 for none. On a layer an object spans no more
+            cells than the layer's grid has.
         between: called before each part of the work; may raise to stop it.
 
     Returns:

@@ -23,8 +23,8 @@ class WhyboxHandler:
     """Serves one archive.
 
     The gateway's calls carry a `whybox.v1.WorkerRequest` as ``application/x-protobuf``. Anything else is a
-    picture as it is: ``curl -T image.jpg …/predictions/{model}`` detects, ``…/explanations/{model}`` explains,
-    both in JSON.
+    picture as it is: ``curl -T image.jpg …/predictions/{model}`` detects,
+    ``…/explanations/{model}`` explains, both in JSON.
     """
 
     def initialize(self, context: Any) -> None:

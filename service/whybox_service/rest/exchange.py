@@ -9,9 +9,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from whybox_proto.errors import ContractError, shorten
+from whybox_proto.errors import PROBLEM_JSON, ContractError, shorten, to_problem
 from whybox_service.calls import Call, Deadline, check_request_id, check_timeout, new_request_id
-from whybox_proto.errors import PROBLEM_JSON, to_problem
 from whybox_service.metrics import UNKNOWN, Metrics, Observation
 from whybox_service.rest.json_out import to_json
 from whybox_service.settings import Settings

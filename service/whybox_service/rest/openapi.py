@@ -8,9 +8,8 @@ from typing import Any
 
 from google.protobuf.descriptor import Descriptor
 
-from whybox_proto.errors import ERRORS
+from whybox_proto.errors import ERRORS, PROBLEM_JSON, type_uri
 from whybox_service.calls import MAX_REQUEST_ID
-from whybox_proto.errors import PROBLEM_JSON, type_uri
 from whybox_service.operations import Operations
 from whybox_service.rest import media, schema
 from whybox_service.rest.exchange import REQUEST_ID, REQUEST_TIMEOUT

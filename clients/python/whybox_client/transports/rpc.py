@@ -6,10 +6,10 @@ from typing import Any, TypeAlias
 
 import grpc
 from google.rpc import status_pb2
-from whybox_proto.v1 import explainer_pb2
 
 from whybox_client import errors
 from whybox_client.wire import READY, Call, Reply
+from whybox_proto.v1 import explainer_pb2
 
 _OPTIONS = (
     # The service bounds what it reads and sends; gRPC's own 4 MiB are too few for maps in image size.
