@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -160,7 +161,7 @@ class Engine:
             shared = time.perf_counter() - started
             for image, job in enumerate(members):
                 job.timed("forward", shared)
-                _guard(job, lambda job, image=image, forward=forward: self._finish(job, forward, image))  # type: ignore[misc]
+                _guard(job, partial(self._finish, forward=forward, image=image))
 
     def _finish(self, job: _Job, forward: Forward, image: int) -> None:
         _check_deadline(job)
