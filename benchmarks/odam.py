@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torchvision.models import detection
@@ -129,13 +129,20 @@ def clock(work: Callable[[], object], repeats: int = 3) -> float:
 def peak(name: str, what: str) -> float:
     """MiB that a call needs at its peak, beyond the loaded model."""
     detector, image = load(name)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = high_water()
     ((_, batch),) = detector.prepare([image])
     forward = detector.forward(batch, keep=what == "explain")
     detector.postprocess(detector.candidates(forward, 0), batch.frames[0], detector.defaults)
     if what == "explain":
         explain(detector, forward, "roi" if "roi" in detector.layers else "level", DETECTIONS)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return high_water() - before
+
+
+def high_water() -> float:
+    """MiB of the process's largest resident set so far (Linux)."""
+    # getrusage's maximum is inherited from the parent; this one starts with the program.
+    status = Path("/proc/self/status").read_text()
+    return float(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def in_own_process(name: str, what: str) -> float:

@@ -13,7 +13,7 @@ from torchvision.ops import roi_align
 from whybox.detectors.base import Frame, Grids, Outputs, Tap, Target, Window
 from whybox.detectors.dense import Places, Tower, chunks, gather_windows, pull_back
 
-CHUNK_BYTES = 16 * 2**20
+CHUNK_BYTES = 8 * 2**20
 """Aim for the largest tensor of a chunk of gradients. About four of its size are alive at once."""
 
 
