@@ -19,7 +19,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from tqdm import tqdm
@@ -34,6 +34,8 @@ SCENES_PER_MODEL = 4
 TARGETS = ["class", "x1", "y1", "x2", "y2", "combined"]
 START_SECONDS = 300
 STOP_SECONDS = 60
+HEADING = 52
+"""Pixels above each model's part of the contact sheet."""
 
 
 def main() -> int:
@@ -97,17 +99,21 @@ def explain_scenes(addresses: dict[str, str], out: Path) -> Path:
             answer = client.explain(name, scene.image, targets=TARGETS, max_detections=20)
             answer.save(out / f"{name}-{mode}-{index}-{transport.lower()}.png")
             if index == 0:
-                strips.append(answer.picture(rows=2))
+                strips.append((name, answer.picture(rows=2)))
     return save_sheet(strips, out / "contact-sheet.png")
 
 
-def save_sheet(strips: list[Image.Image], path: Path) -> Path:
-    """Put pictures of the models below each other."""
-    sheet = Image.new("RGB", (max(s.width for s in strips), sum(s.height for s in strips)), "white")
+def save_sheet(strips: list[tuple[str, Image.Image]], path: Path) -> Path:
+    """Put the models' pictures below each other, each under its name."""
+    width = max(picture.width for _, picture in strips)
+    sheet = Image.new("RGB", (width, sum(picture.height + HEADING for _, picture in strips)), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(HEADING * 0.6)
     top = 0
-    for picture in strips:
-        sheet.paste(picture, (0, top))
-        top += picture.height
+    for name, picture in strips:
+        draw.text((8, top + HEADING // 5), name, "black", font)
+        sheet.paste(picture, (0, top + HEADING))
+        top += HEADING + picture.height
     sheet.save(path)
     return path
 
