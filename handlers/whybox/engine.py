@@ -22,10 +22,11 @@ from whybox.detectors.base import Detections, Forward, PostProcessing, WhiteBoxD
 from whybox.detectors.registry import load_detector
 from whybox.images import decode_image
 from whybox.methods import METHODS
-from whybox.methods.base import Map, ParamValue, Question
+from whybox.methods.base import Map, ParamValue, Question, check_deadline
 from whybox.recipe import Recipe
 from whybox_proto import maps as wire_maps
 from whybox_proto.checks import (
+    DEFAULT_ENCODING,
     DEFAULT_MAX_DETECTIONS,
     DEFAULT_TARGETS,
     MAX_DETECTIONS,
@@ -60,7 +61,7 @@ class _Job:
     def fail(self, error: Exception) -> None:
         """Answer with an error; what is not the caller's fault is logged and told without its details."""
         if isinstance(error, TimeoutError):
-            error = _too_late()
+            error = ContractError("deadline_exceeded", "nobody waits for the answer any more")
         if not isinstance(error, ContractError):
             logger.error("request %s failed", self.request_id, exc_info=error)
             error = ContractError("internal", f"the worker failed with {type(error).__name__}")
@@ -138,7 +139,7 @@ class Engine:
     def _open(self, job: _Job) -> None:
         """Check a request and decode its picture."""
         started = time.perf_counter()
-        _check_deadline(job)
+        check_deadline(job.deadline)
         if isinstance(job.request, explainer_pb2.ExplainRequest):
             check_explain(job.request, self.model)
         else:
@@ -164,7 +165,7 @@ class Engine:
                 _guard(job, partial(self._finish, forward=forward, image=image))
 
     def _finish(self, job: _Job, forward: Forward, image: int) -> None:
-        _check_deadline(job)
+        check_deadline(job.deadline)
         started = time.perf_counter()
         frame = forward.batch.frames[image]
         warnings: list[str] = []
@@ -254,7 +255,7 @@ class Engine:
         rows = METHODS[described.name].explain(self.detector, question)
         explained = time.perf_counter()
         job.timed("explain", explained - started)
-        encoding = request.output.encoding or "u8"
+        encoding = request.output.encoding or DEFAULT_ENCODING
         heat_maps = []
         size = 0
         for index, row in enumerate(rows):
@@ -287,8 +288,7 @@ def _params(described: types_pb2.Method, request: explainer_pb2.ExplainRequest) 
     """Every parameter of a method: what was asked for, else the model's default."""
     params: dict[str, ParamValue] = {}
     for param in described.params:
-        asked = request.params.fields.get(param.name) if param.name in request.params.fields else None
-        value = asked if asked is not None else param.default_value
+        value = request.params.fields.get(param.name, param.default_value)
         if param.type == "boolean":
             params[param.name] = value.bool_value
         elif param.type == "string":
@@ -300,15 +300,6 @@ def _params(described: types_pb2.Method, request: explainer_pb2.ExplainRequest) 
 
 def _limit(select: types_pb2.Select) -> int:
     return select.max_detections if select.HasField("max_detections") else DEFAULT_MAX_DETECTIONS
-
-
-def _check_deadline(job: _Job) -> None:
-    if job.deadline and time.time() > job.deadline:
-        raise _too_late()
-
-
-def _too_late() -> ContractError:
-    return ContractError("deadline_exceeded", "nobody waits for the answer any more")
 
 
 def _guard(job: _Job, work: Callable[[_Job], None]) -> None:

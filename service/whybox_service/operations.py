@@ -110,7 +110,7 @@ class Operations:
             question.explain.output.encoding = "f32"
         answer = (await self._ask(model, question, call)).explain
         if enlarging:
-            encoding = request.output.encoding or "u8"
+            encoding = request.output.encoding or checks.DEFAULT_ENCODING
             limit = self._settings.max_response_bytes
             pictures.check_enlarged_size(answer, encoding, limit)
             started = time.perf_counter()

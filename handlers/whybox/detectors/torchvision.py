@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -19,6 +20,7 @@ from whybox.detectors.base import (
     Detections,
     Forward,
     Frame,
+    Grids,
     Layer,
     Outputs,
     PostProcessing,
@@ -139,12 +141,7 @@ class TorchvisionDetector(WhiteBoxDetector):
             level_tap,
             lambda activation: self._upper(layer, activation, forward, image),
             stage,
-            level_grids(
-                forward.batch.frames[image],
-                (forward.batch.pixels.shape[2], forward.batch.pixels.shape[3]),
-                [(stage.shape[1], stage.shape[2])],
-                torch.zeros_like(candidates),
-            ),
+            _grids(forward, image, [stage], torch.zeros_like(candidates)),
         )
 
     def _pyramid(self, stages: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -187,15 +184,6 @@ class TorchvisionDetector(WhiteBoxDetector):
     def _level_sizes(self, forward: Forward) -> list[tuple[int, int]]:
         return [(level.shape[2], level.shape[3]) for level in forward.levels.values()]
 
-    def _grids(self, forward: Forward, image: int, levels: Tensor) -> Any:
-        pixels = forward.batch.pixels
-        return level_grids(
-            forward.batch.frames[image],
-            (pixels.shape[2], pixels.shape[3]),
-            self._level_sizes(forward),
-            levels,
-        )
-
     @abstractmethod
     def _head_classes(self) -> int:
         """Count the classes of the head, background included."""
@@ -216,6 +204,11 @@ class TorchvisionDetector(WhiteBoxDetector):
 class OneStageDetector(TorchvisionDetector):
     """RetinaNet and FCOS: towers over every level, one candidate for each anchor."""
 
+    @cached_property
+    def towers(self) -> list[Tower]:
+        """The head's towers, checked once."""
+        return self._towers()
+
     @abstractmethod
     def _towers(self) -> list[Tower]:
         """Take the head's towers."""
@@ -225,13 +218,13 @@ class OneStageDetector(TorchvisionDetector):
         """Decode raw outputs (..., width) into class scores (..., K) and boxes (..., 4)."""
 
     def run_head(self, forward: Forward, *, keep: bool = False) -> None:
+        """See `TorchvisionDetector.run_head`."""
         levels = list(forward.levels.values())
-        images = ImageList(
-            forward.batch.pixels, [(f.network_height, f.network_width) for f in forward.batch.frames]
-        )
-        anchors = self.model.anchor_generator(images, levels)[0]  # [N, 4], the same for every picture
+        anchors = self.model.anchor_generator(_image_list(forward.batch), levels)[
+            0
+        ]  # [N, 4], the same for every picture
         per_cell = len(anchors) // sum(h * w for h, w in self._level_sizes(forward))
-        runs = [[tower.run(level, keep=keep) for level in levels] for tower in self._towers()]
+        runs = [[tower.run(level, keep=keep) for level in levels] for tower in self.towers]
         forward.extra["anchors"] = anchors
         forward.extra["per_cell"] = per_cell
         forward.extra["raw"] = {
@@ -254,6 +247,9 @@ class OneStageDetector(TorchvisionDetector):
         """See `WhiteBoxDetector.postprocess`."""
         return postprocess(candidates, frame, settings, group_limit=self.model.topk_candidates)
 
+    def _head_classes(self) -> int:
+        return int(self.model.head.classification_head.num_classes)
+
     def _defaults(self) -> PostProcessing:
         model = self.model
         return PostProcessing(model.score_thresh, model.detections_per_img, "iou", model.nms_thresh)
@@ -262,7 +258,7 @@ class OneStageDetector(TorchvisionDetector):
         del layer  # the level is the only local one
         extra = forward.extra
         head = DenseHead(
-            self._towers(),
+            self.towers,
             [[[f[image] for f in level] for level in tower] for tower in extra["factors"]],
             [level[image] for level in forward.levels.values()],
         )
@@ -275,15 +271,12 @@ class OneStageDetector(TorchvisionDetector):
             return Outputs(scores, sides, labels)
 
         return DenseLevelTap(
-            head, places, raw, outputs, self._grids(forward, image, places.levels), outputs(raw).sides
+            head, places, raw, outputs, _grids(forward, image, head.levels, places.levels), outputs(raw).sides
         )
 
 
 class RetinaNetDetector(OneStageDetector):
     """torchvision's RetinaNet."""
-
-    def _head_classes(self) -> int:
-        return int(self.model.head.classification_head.num_classes)
 
     def _towers(self) -> list[Tower]:
         classification, regression = self.model.head.classification_head, self.model.head.regression_head
@@ -299,9 +292,6 @@ class RetinaNetDetector(OneStageDetector):
 
 class FcosDetector(OneStageDetector):
     """torchvision's FCOS; the final score is the geometric mean of class and centre-ness."""
-
-    def _head_classes(self) -> int:
-        return int(self.model.head.classification_head.num_classes)
 
     def _towers(self) -> list[Tower]:
         classification, regression = self.model.head.classification_head, self.model.head.regression_head
@@ -333,10 +323,11 @@ class RcnnDetector(TorchvisionDetector):
         return PostProcessing(heads.score_thresh, heads.detections_per_img, "iou", heads.nms_thresh)
 
     def run_head(self, forward: Forward, *, keep: bool = False) -> None:
+        """See `TorchvisionDetector.run_head`."""
         del keep  # regions are pooled again for the chosen candidates: cheaper than keeping all of them
-        sizes = [(f.network_height, f.network_width) for f in forward.batch.frames]
-        proposals, _ = self.model.rpn(ImageList(forward.batch.pixels, sizes), forward.levels, None)
-        features = self.model.roi_heads.box_roi_pool(forward.levels, proposals, sizes)
+        images = _image_list(forward.batch)
+        proposals, _ = self.model.rpn(images, forward.levels, None)
+        features = self.model.roi_heads.box_roi_pool(forward.levels, proposals, images.image_sizes)
         raw = self._box_head(features)
         counts = [len(p) for p in proposals]
         forward.extra["proposals"] = proposals
@@ -377,7 +368,23 @@ class RcnnDetector(TorchvisionDetector):
         raw = {name: value[image][candidates] for name, value in forward.extra["raw"].items()}
         boxes = outputs(raw, torch.arange(len(candidates), device=proposals.device)).sides
         tap = RoiTap(regions, levels, self._box_head, outputs, boxes)
-        return tap if layer == "roi" else RoiLevelTap(tap, self._grids(forward, image, pooled_from))
+        return (
+            tap
+            if layer == "roi"
+            else RoiLevelTap(tap, _grids(forward, image, forward.levels.values(), pooled_from))
+        )
+
+
+def _grids(forward: Forward, image: int, maps: Iterable[Tensor], which: Tensor) -> Grids:
+    """Grids of whole maps (..., H, W), and which of them each candidate has: int64 (N,)."""
+    padded = forward.batch.pixels.shape
+    sizes = [(m.shape[-2], m.shape[-1]) for m in maps]
+    return level_grids(forward.batch.frames[image], (padded[2], padded[3]), sizes, which)
+
+
+def _image_list(batch: Batch) -> ImageList:
+    """The batch as torchvision's own modules take it."""
+    return ImageList(batch.pixels, [(f.network_height, f.network_width) for f in batch.frames])
 
 
 def _by_candidate(output: Tensor, per_cell: int) -> Tensor:

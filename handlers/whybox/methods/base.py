@@ -52,6 +52,16 @@ class Map:
     signed: bool = False
 
 
+def check_deadline(deadline: float) -> None:
+    """Check that a moment, in seconds since the epoch, lies ahead; 0 is no deadline.
+
+    Raises:
+        TimeoutError: when it has passed.
+    """
+    if deadline and time.time() > deadline:
+        raise TimeoutError("the deadline has passed")
+
+
 @dataclass(frozen=True)
 class Question:
     """What is asked of a method, for one picture.
@@ -82,8 +92,7 @@ class Question:
         Raises:
             TimeoutError: when the deadline has passed.
         """
-        if self.deadline and time.time() > self.deadline:
-            raise TimeoutError("the deadline has passed")
+        check_deadline(self.deadline)
 
 
 class Method(ABC):
