@@ -158,5 +158,5 @@ def test_every_error_has_a_status_on_both_transports(name: str) -> None:
 
 
 def test_only_what_can_pass_by_itself_is_retryable() -> None:
-    assert {row.http_status for row in ERRORS.values() if row.retryable} == {429, 503, 504}
+    assert {row.http_status for row in ERRORS.values() if row.retryable} == {408, 429, 503, 504}
     assert all(row.retryable for row in ERRORS.values() if row.http_status in (429, 503, 504))

@@ -16,6 +16,8 @@ from whybox_proto.v1 import explainer_pb2
 
 PROBLEM_JSON = "application/problem+json"
 TYPE_PREFIX = "urn:whybox:error:"
+LONGEST_NAME = 200
+"""Of what is looked up among known names; longer ones are like none, and costly to compare."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,16 @@ ERRORS: dict[str, ErrorType] = {
         ErrorType("unknown_parameter", 400, "INVALID_ARGUMENT", "The method has no such parameter"),
         ErrorType("missing_image", 400, "INVALID_ARGUMENT", "The request has no image"),
         ErrorType("invalid_image", 400, "INVALID_ARGUMENT", "The image cannot be decoded"),
+        ErrorType("unauthenticated", 401, "UNAUTHENTICATED", "The request has no key that is known"),
         ErrorType("unknown_model", 404, "NOT_FOUND", "There is no such model"),
         ErrorType("not_found", 404, "NOT_FOUND", "There is nothing at this address"),
         ErrorType("method_not_allowed", 405, "UNIMPLEMENTED", "The address does not take this verb"),
         ErrorType("not_acceptable", 406, "INVALID_ARGUMENT", "No such representation of the answer"),
+        ErrorType("request_timeout", 408, "ABORTED", "The request came too slowly", retryable=True),
         ErrorType("request_too_large", 413, "RESOURCE_EXHAUSTED", "The request is too large"),
         ErrorType("unsupported_media_type", 415, "INVALID_ARGUMENT", "The body is of a type nobody reads"),
         ErrorType("response_too_large", 422, "OUT_OF_RANGE", "The answer would be too large"),
-        ErrorType("overloaded", 429, "RESOURCE_EXHAUSTED", "The model's queue is full", retryable=True),
+        ErrorType("overloaded", 429, "RESOURCE_EXHAUSTED", "More requests than can be answered", retryable=True),
         ErrorType("internal", 500, "INTERNAL", "Something broke on our side"),
         ErrorType("not_implemented", 501, "UNIMPLEMENTED", "Not served yet"),
         ErrorType("backend_unavailable", 503, "UNAVAILABLE", "The model cannot answer now", retryable=True),
@@ -63,10 +67,20 @@ ERRORS: dict[str, ErrorType] = {
 
 
 class ContractError(Exception):
-    """A row of `ERRORS` as it happened: what went wrong, in which field, what was expected, what came."""
+    """A row of `ERRORS` as it happened: what went wrong, in which field, what was expected, what came.
+
+    `retry_after` is the number of seconds after which asking again is worth while; 0 says nothing.
+    """
 
     def __init__(
-        self, type: str, message: str, *, field: str = "", expected: str = "", got: str = ""
+        self,
+        type: str,
+        message: str,
+        *,
+        field: str = "",
+        expected: str = "",
+        got: str = "",
+        retry_after: float = 0.0,
     ) -> None:
         if type not in ERRORS:
             raise ValueError(f"error type {type!r} is not in the table of errors")
@@ -76,6 +90,7 @@ class ContractError(Exception):
         self.field = field
         self.expected = expected
         self.got = got
+        self.retry_after = retry_after
 
     @property
     def row(self) -> ErrorType:
@@ -91,6 +106,7 @@ class ContractError(Exception):
             expected=self.expected,
             got=self.got,
             request_id=request_id,
+            retry_after_seconds=self.retry_after,
         )
 
     @classmethod
@@ -102,6 +118,7 @@ class ContractError(Exception):
             field=error.field,
             expected=error.expected,
             got=error.got,
+            retry_after=error.retry_after_seconds,
         )
 
 
@@ -122,6 +139,8 @@ def to_problem(error: ContractError, request_id: str = "") -> dict[str, Any]:
     for name in ("field", "expected", "got"):
         if value := getattr(error, name):
             problem[name] = printable(value)
+    if error.retry_after:
+        problem["retry_after_seconds"] = error.retry_after
     return problem
 
 
@@ -147,7 +166,7 @@ def unknown_name(type: str, what: str, got: str, known: Iterable[str], *, field:
         field: path of the field in the request.
     """
     names = list(known)
-    near = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(got, names, n=1, cutoff=0.5) if len(got) <= LONGEST_NAME else []
     hint = f"; did you mean {near[0]!r}?" if near else ""
     listed = ", ".join(names[:20]) + (f", … ({len(names)} in all)" if len(names) > 20 else "")
     return ContractError(

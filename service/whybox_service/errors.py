@@ -6,8 +6,8 @@ Nothing here decides what an error is: `whybox_proto.errors.ERRORS` does, once f
 from __future__ import annotations
 
 import grpc
-from google.protobuf import any_pb2
-from google.rpc import status_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
 
 from whybox_proto.errors import ERRORS, ContractError, printable
 
@@ -18,14 +18,21 @@ def grpc_code(name: str) -> grpc.StatusCode:
 
 
 def to_status(error: ContractError, request_id: str) -> status_pb2.Status:
-    """Write an error as a google.rpc.Status whose details hold the whybox.v1.Error."""
+    """Write an error as a google.rpc.Status: its details hold the whybox.v1.Error, and a RetryInfo."""
     cleaned = ContractError(
         error.type,
         printable(error.message),
         field=printable(error.field),
         expected=printable(error.expected),
         got=printable(error.got),
+        retry_after=error.retry_after,
     )
-    detail = any_pb2.Any()
-    detail.Pack(cleaned.to_message(request_id))
-    return status_pb2.Status(code=grpc_code(error.type).value[0], message=cleaned.message, details=[detail])
+    details: list[Message] = [cleaned.to_message(request_id)]
+    if cleaned.retry_after:
+        advice = error_details_pb2.RetryInfo()
+        advice.retry_delay.FromNanoseconds(round(cleaned.retry_after * 1e9))
+        details.append(advice)
+    status = status_pb2.Status(code=grpc_code(error.type).value[0], message=cleaned.message)
+    for detail in details:
+        status.details.add().Pack(detail)
+    return status

@@ -277,17 +277,19 @@ class InversionEvent(_message.Message):
     def __init__(self, id: _Optional[str] = ..., inversion: _Optional[_Union[Inversion, _Mapping]] = ..., preview: _Optional[bytes] = ...) -> None: ...
 
 class Error(_message.Message):
-    __slots__ = ("type", "message", "field", "expected", "got", "request_id")
+    __slots__ = ("type", "message", "field", "expected", "got", "request_id", "retry_after_seconds")
     TYPE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     FIELD_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FIELD_NUMBER: _ClassVar[int]
     GOT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_SECONDS_FIELD_NUMBER: _ClassVar[int]
     type: str
     message: str
     field: str
     expected: str
     got: str
     request_id: str
-    def __init__(self, type: _Optional[str] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., expected: _Optional[str] = ..., got: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+    retry_after_seconds: float
+    def __init__(self, type: _Optional[str] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., expected: _Optional[str] = ..., got: _Optional[str] = ..., request_id: _Optional[str] = ..., retry_after_seconds: _Optional[float] = ...) -> None: ...

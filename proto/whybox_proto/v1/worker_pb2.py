@@ -26,7 +26,7 @@ from whybox_proto.v1 import explainer_pb2 as whybox__proto_dot_v1_dot_explainer_
 from whybox_proto.v1 import types_pb2 as whybox__proto_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cwhybox_proto/v1/worker.proto\x12\twhybox.v1\x1a\x1fwhybox_proto/v1/explainer.proto\x1a\x1bwhybox_proto/v1/types.proto\"\x11\n\x0f\x44\x65scribeRequest\"\xcc\x01\n\rWorkerRequest\x12.\n\x08\x64\x65scribe\x18\x01 \x01(\x0b\x32\x1a.whybox.v1.DescribeRequestH\x00\x12*\n\x06\x64\x65tect\x18\x02 \x01(\x0b\x32\x18.whybox.v1.DetectRequestH\x00\x12,\n\x07\x65xplain\x18\x03 \x01(\x0b\x32\x19.whybox.v1.ExplainRequestH\x00\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\x10\n\x08\x64\x65\x61\x64line\x18\x0b \x01(\x01\x42\x0b\n\toperation\"\xb9\x01\n\x0bWorkerReply\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x10.whybox.v1.ErrorH\x00\x12!\n\x05model\x18\x02 \x01(\x0b\x32\x10.whybox.v1.ModelH\x00\x12+\n\x06\x64\x65tect\x18\x03 \x01(\x0b\x32\x19.whybox.v1.DetectResponseH\x00\x12-\n\x07\x65xplain\x18\x04 \x01(\x0b\x32\x1a.whybox.v1.ExplainResponseH\x00\x42\x08\n\x06resultb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cwhybox_proto/v1/worker.proto\x12\twhybox.v1\x1a\x1fwhybox_proto/v1/explainer.proto\x1a\x1bwhybox_proto/v1/types.proto\"\x11\n\x0f\x44\x65scribeRequest\"\xf2\x01\n\rWorkerRequest\x12.\n\x08\x64\x65scribe\x18\x01 \x01(\x0b\x32\x1a.whybox.v1.DescribeRequestH\x00\x12*\n\x06\x64\x65tect\x18\x02 \x01(\x0b\x32\x18.whybox.v1.DetectRequestH\x00\x12,\n\x07\x65xplain\x18\x03 \x01(\x0b\x32\x19.whybox.v1.ExplainRequestH\x00\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\x10\n\x08\x64\x65\x61\x64line\x18\x0b \x01(\x01\x12\x0f\n\x07\x63\x61ll_id\x18\x0c \x01(\t\x12\x13\n\x0btraceparent\x18\r \x01(\tB\x0b\n\toperation\"\xca\x01\n\x0bWorkerReply\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x10.whybox.v1.ErrorH\x00\x12!\n\x05model\x18\x02 \x01(\x0b\x32\x10.whybox.v1.ModelH\x00\x12+\n\x06\x64\x65tect\x18\x03 \x01(\x0b\x32\x19.whybox.v1.DetectResponseH\x00\x12-\n\x07\x65xplain\x18\x04 \x01(\x0b\x32\x1a.whybox.v1.ExplainResponseH\x00\x12\x0f\n\x07seconds\x18\n \x01(\x01\x42\x08\n\x06resultb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBEREQUEST']._serialized_start=105
   _globals['_DESCRIBEREQUEST']._serialized_end=122
   _globals['_WORKERREQUEST']._serialized_start=125
-  _globals['_WORKERREQUEST']._serialized_end=329
-  _globals['_WORKERREPLY']._serialized_start=332
-  _globals['_WORKERREPLY']._serialized_end=517
+  _globals['_WORKERREQUEST']._serialized_end=367
+  _globals['_WORKERREPLY']._serialized_start=370
+  _globals['_WORKERREPLY']._serialized_end=572
 # @@protoc_insertion_point(module_scope)
