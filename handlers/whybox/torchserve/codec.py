@@ -16,6 +16,9 @@ from whybox_proto.v1 import explainer_pb2, worker_pb2
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
 
+MAX_ANSWER_BYTES = 63 * 2**20
+"""Of a body in any form: TorchServe is set to take 64 MiB, and kills a worker that passes its limit."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -42,10 +45,22 @@ class Call:
     plain: bool
 
     def write(self, reply: worker_pb2.WorkerReply | None) -> Answer:
-        """Write the reply in the form that the call asked for."""
+        """Write the reply in the form that the call asked for, or say that it would be too large."""
         if reply is None:
             assert self.error is not None
             reply = worker_pb2.WorkerReply(error=self.error.to_message())
+        answer = self._written(reply)
+        if len(answer.body) <= MAX_ANSWER_BYTES:
+            return answer
+        error = ContractError(
+            "response_too_large",
+            "the answer would be too large: ask for fewer targets, or a smaller select.max_detections",
+            expected=f"at most {MAX_ANSWER_BYTES} bytes",
+            got=f"{len(answer.body)} bytes",
+        )
+        return self._written(worker_pb2.WorkerReply(error=error.to_message()))
+
+    def _written(self, reply: worker_pb2.WorkerReply) -> Answer:
         if not self.plain:
             return Answer(reply.SerializeToString(), PROTOBUF)
         result = reply.WhichOneof("result") or "error"
