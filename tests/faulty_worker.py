@@ -11,7 +11,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from whybox_proto.departures import Departures
 from whybox_proto.v1 import explainer_pb2, types_pb2, worker_pb2
+
+# A file; while it is there, no worker can load.
+_BROKEN = os.environ.get("FAULTY_BROKEN")
 
 MODEL = types_pb2.Model(
     name="told-by-the-worker",
@@ -24,6 +28,8 @@ MODEL = types_pb2.Model(
 def handle(data: Sequence[dict[str, Any]] | None, _context: Any) -> list[bytes] | None:
     """Answer a batch; TorchServe calls it once with nothing, to load."""
     if data is None:
+        if _BROKEN is not None and os.path.exists(_BROKEN):
+            raise RuntimeError("what the worker needs is broken")
         return None
     return [_answer(worker_pb2.WorkerRequest.FromString(bytes(part["body"]))) for part in data]
 
@@ -40,6 +46,8 @@ def _answer(request: worker_pb2.WorkerRequest) -> bytes:
         os.kill(os.getpid(), signal.SIGKILL)
     if wish == "sleep":
         time.sleep(float(amount))
+    if wish == "work":
+        _work(float(amount), request)
     if wish == "garbage":
         return b"\xff\xff\xff"
     if wish == "nothing":
@@ -51,5 +59,14 @@ def _answer(request: worker_pb2.WorkerRequest) -> bytes:
             explainer_pb2.Error(type=amount, message="told", field="image", expected="e", got="g")
         )
     else:
-        reply.detect.warnings.append(f"{wish} {'x' * int(amount or 0)}")
+        reply.detect.warnings.append(f"{wish} {'x' * int(float(amount or 0))}")
     return reply.SerializeToString()
+
+
+def _work(seconds: float, request: worker_pb2.WorkerRequest) -> None:
+    """Work in small parts, and stop where nobody waits any more, as a detector's worker does."""
+    until = time.time() + seconds
+    while time.time() < min(until, request.deadline) and not Departures.from_environment().told(
+        request.call_id
+    ):
+        time.sleep(0.05)

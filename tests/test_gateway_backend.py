@@ -18,9 +18,10 @@ from whybox_proto.errors import ERRORS
 
 NAME = "faulty"
 QUEUE = 2
+SMALL = {"WHYBOX_POLL_SECONDS": "0.5", "WHYBOX_MAX_WAITING": "2"}
 
 
-def pack(name: str, handler: Path, store: Path) -> None:
+def pack(name: str, handler: Path, store: Path, *, queue: int = QUEUE, response_timeout: int = 120) -> None:
     """Write an archive of one handler file, its queue short."""
     manifest = {
         "runtime": "python",
@@ -35,7 +36,9 @@ def pack(name: str, handler: Path, store: Path) -> None:
     with zipfile.ZipFile(store / f"{name}.mar", "w") as archive:
         archive.write(handler, handler.name)
         archive.writestr(
-            "model-config.yaml", f"minWorkers: 1\nmaxWorkers: 1\nbatchSize: 1\njobQueueSize: {QUEUE}\n"
+            "model-config.yaml",
+            f"minWorkers: 1\nmaxWorkers: 1\nbatchSize: 1\njobQueueSize: {queue}\n"
+            f"responseTimeout: {response_timeout}\n",
         )
         archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
 
@@ -44,7 +47,7 @@ def pack(name: str, handler: Path, store: Path) -> None:
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     store = tmp_path_factory.mktemp("faulty_store")
     pack(NAME, Path(__file__).with_name("faulty_worker.py"), store)
-    with serving(store, tmp_path_factory.mktemp("faulty"), env={"WHYBOX_POLL_SECONDS": "0.5"}) as running:
+    with serving(store, tmp_path_factory.mktemp("faulty"), env=SMALL) as running:
         yield running
 
 

@@ -234,3 +234,11 @@ def test_base64_is_read_in_both_alphabets_with_and_without_padding(encode: Any) 
         text = encode(image).decode()
         assert read(json.dumps({"image": text})).image == image
         assert read(json.dumps({"image": text.rstrip("=")})).image == image
+
+
+def test_a_text_of_millions_of_values_is_refused_before_it_is_read() -> None:
+    body = b'{"select": {"indices": [' + b"0," * 2_000_000 + b"0]}}"
+    with pytest.raises(ContractError) as caught:
+        json_in.parse(body)
+    assert (caught.value.type, caught.value.got) == ("invalid_request", "2000000 commas")
+    assert json_in.parse(b'{"image": "' + b"A" * 10_000_000 + b'"}')

@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from conftest import PATIENCE_SECONDS, Live
 from gateway_calls import b64, over_grpc, over_rest, rest_outcome
-from whybox_service.addresses import free_ports
+from whybox_service.addresses import reserved_ports
 
 NOTHING_FOUND: dict[str, Any] = {"select": {"score_threshold": 1}}
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -157,31 +157,31 @@ def test_many_clients_at_once_each_get_their_own_answer(live: Live, picture: byt
 def gateway_alone(scratch: Path, **settings: object) -> Iterator[tuple[str, str]]:
     """A gateway with no TorchServe behind it; REST's URL and gRPC's target."""
     address_file = scratch / "addresses.json"
-    nobody = f"http://127.0.0.1:{free_ports(1)[0]}"
-    settings = {
-        "PORT": 0,
-        "GRPC_PORT": 0,
-        "ADDRESS_FILE": address_file,
-        "INFERENCE_URL": nobody,
-        "MANAGEMENT_URL": nobody,
-        "LOG_LEVEL": "error",
-        **settings,
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "whybox_service.app"],
-        env={**os.environ, **{f"WHYBOX_{name}": str(value) for name, value in settings.items()}},
-    )
-    try:
-        patience = time.monotonic() + PATIENCE_SECONDS
-        while not address_file.exists():
-            assert process.poll() is None
-            assert time.monotonic() < patience
-            time.sleep(0.05)
-        addresses = json.loads(address_file.read_text())
-        yield addresses["rest"], addresses["grpc"]
-    finally:
-        process.terminate()
-        assert process.wait(60) == 0
+    with reserved_ports(1) as (nobody,):
+        settings = {
+            "PORT": 0,
+            "GRPC_PORT": 0,
+            "ADDRESS_FILE": address_file,
+            "INFERENCE_URL": f"http://127.0.0.1:{nobody}",
+            "MANAGEMENT_URL": f"http://127.0.0.1:{nobody}",
+            "LOG_LEVEL": "error",
+            **settings,
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", "whybox_service.app"],
+            env={**os.environ, **{f"WHYBOX_{name}": str(value) for name, value in settings.items()}},
+        )
+        try:
+            patience = time.monotonic() + PATIENCE_SECONDS
+            while not address_file.exists():
+                assert process.poll() is None
+                assert time.monotonic() < patience
+                time.sleep(0.05)
+            addresses = json.loads(address_file.read_text())
+            yield addresses["rest"], addresses["grpc"]
+        finally:
+            process.terminate()
+            assert process.wait(60) == 0
 
 
 def test_without_torchserve_the_gateway_lives_and_says_what_is_wrong(tmp_path: Path) -> None:

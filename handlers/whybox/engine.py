@@ -22,7 +22,8 @@ from whybox.detectors.base import Detections, Forward, PostProcessing, WhiteBoxD
 from whybox.detectors.registry import load_detector
 from whybox.images import decode_image
 from whybox.methods import METHODS
-from whybox.methods.base import Map, ParamValue, Question, check_deadline
+from whybox.methods.base import Map, ParamValue, Question
+from whybox.patience import NobodyWaitsError, Patience
 from whybox.recipe import Recipe
 from whybox_proto import maps as wire_maps
 from whybox_proto.checks import (
@@ -34,6 +35,7 @@ from whybox_proto.checks import (
     check_explain,
     find_method,
 )
+from whybox_proto.departures import Departures
 from whybox_proto.errors import ContractError
 from whybox_proto.v1 import explainer_pb2, types_pb2, worker_pb2
 
@@ -42,6 +44,12 @@ logger = logging.getLogger(__name__)
 MAX_RESPONSE_BYTES = 60 * 2**20
 """Larger answers are refused; TorchServe is set to take 64 MiB, and kills a worker that passes its limit."""
 
+FIELD_BYTES = 6
+"""What a message in a list takes beside its own bytes: its number, and its length."""
+
+Watch = Callable[[int, str, float], None]
+"""Told at the end of a stage: the position of the request it was for, the stage's name, its seconds."""
+
 
 @dataclass
 class _Job:
@@ -49,10 +57,11 @@ class _Job:
 
     request: explainer_pb2.DetectRequest | explainer_pb2.ExplainRequest
     request_id: str
-    deadline: float
+    patience: Patience
     image: Tensor | None = None
     reply: worker_pb2.WorkerReply | None = None
     stages: dict[str, float] = field(default_factory=dict)
+    watch: Callable[[str, float], None] | None = None
 
     @property
     def explains(self) -> bool:
@@ -60,16 +69,18 @@ class _Job:
 
     def fail(self, error: Exception) -> None:
         """Answer with an error; what is not the caller's fault is logged and told without its details."""
-        if isinstance(error, TimeoutError):
-            error = ContractError("deadline_exceeded", "nobody waits for the answer any more")
+        if isinstance(error, NobodyWaitsError):
+            error = ContractError("deadline_exceeded", f"nobody waits for the answer: {error}")
         if not isinstance(error, ContractError):
             logger.error("request %s failed", self.request_id, exc_info=error)
             error = ContractError("internal", f"the worker failed with {type(error).__name__}")
         self.reply = worker_pb2.WorkerReply(error=error.to_message(self.request_id))
 
     def timed(self, stage: str, seconds: float) -> None:
-        """Add to the time of a stage."""
+        """Add to the time of a stage that has ended this moment."""
         self.stages[stage] = self.stages.get(stage, 0.0) + seconds
+        if self.watch is not None:
+            self.watch(stage, seconds)
 
 
 class Engine:
@@ -89,6 +100,7 @@ class Engine:
         self.recipe = recipe
         self.detector = detector
         self.model = describe(recipe, detector)
+        self._departures = Departures.from_environment()
 
     @classmethod
     def load(cls, recipe: Recipe, weights: Path, device: torch.device | str = "cpu") -> Engine:
@@ -102,16 +114,21 @@ class Engine:
             raise TypeError(f"expected a white-box detector; got {type(detector).__name__}")
         return cls(recipe, detector.to(device))
 
-    def answer(self, requests: Sequence[worker_pb2.WorkerRequest]) -> list[worker_pb2.WorkerReply]:
+    def answer(
+        self, requests: Sequence[worker_pb2.WorkerRequest], watch: Watch | None = None
+    ) -> list[worker_pb2.WorkerReply]:
         """Answer requests that came together; never raises for what one of them holds."""
         replies: list[worker_pb2.WorkerReply | None] = []
         jobs = []
-        for request in requests:
+        for position, request in enumerate(requests):
             operation = request.WhichOneof("operation")
             if operation == "describe":
                 replies.append(worker_pb2.WorkerReply(model=self.model))
             elif operation in ("detect", "explain"):
-                job = _Job(getattr(request, operation), request.request_id, request.deadline)
+                patience = Patience(request.deadline, request.call_id, self._departures)
+                job = _Job(getattr(request, operation), request.request_id, patience)
+                if watch is not None:
+                    job.watch = partial(watch, position)
                 jobs.append(job)
                 replies.append(None)
             else:
@@ -139,7 +156,7 @@ class Engine:
     def _open(self, job: _Job) -> None:
         """Check a request and decode its picture."""
         started = time.perf_counter()
-        check_deadline(job.deadline)
+        job.patience.check()
         if isinstance(job.request, explainer_pb2.ExplainRequest):
             check_explain(job.request, self.model)
         else:
@@ -160,12 +177,13 @@ class Engine:
             members = [jobs[position] for position in positions]
             forward = self.detector.forward(batch, keep=any(job.explains for job in members))
             shared = time.perf_counter() - started
-            for image, job in enumerate(members):
+            for job in members:
                 job.timed("forward", shared)
+            for image, job in enumerate(members):
                 _guard(job, partial(self._finish, forward=forward, image=image))
 
     def _finish(self, job: _Job, forward: Forward, image: int) -> None:
-        check_deadline(job.deadline)
+        job.patience.check()
         started = time.perf_counter()
         frame = forward.batch.frames[image]
         warnings: list[str] = []
@@ -250,21 +268,21 @@ class Engine:
             layer,
             _params(described, request),
             request.seed,
-            job.deadline,
+            job.patience,
         )
         rows = METHODS[described.name].explain(self.detector, question)
         explained = time.perf_counter()
         job.timed("explain", explained - started)
         encoding = request.output.encoding or DEFAULT_ENCODING
         heat_maps = []
-        size = 0
+        size = job.reply.ByteSize() if job.reply is not None else 0
         for index, row in enumerate(rows):
             for target, made in zip(targets, row, strict=True):
                 heat_map = _encode(made, encoding)
                 heat_map.detection_index = index
                 heat_map.target, heat_map.method, heat_map.layer = target, described.name, layer
                 heat_maps.append(heat_map)
-                size += len(heat_map.data)
+                size += heat_map.ByteSize() + FIELD_BYTES
                 if size > MAX_RESPONSE_BYTES:
                     raise ContractError(
                         "response_too_large",

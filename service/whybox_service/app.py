@@ -12,32 +12,46 @@ import logging
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import uvicorn
 import uvloop
 from fastapi import FastAPI
+from pydantic import ValidationError
 
-from whybox_service import addresses
+from whybox_service import addresses, logs
+from whybox_service.access import ExposedError, check_exposure
 from whybox_service.backend import Backend
 from whybox_service.catalogue import Catalogue
 from whybox_service.files import write_json
+from whybox_service.intake import Intake
+from whybox_service.keys import Keys, KeysError
 from whybox_service.metrics import Metrics
 from whybox_service.operations import Operations
 from whybox_service.rest.app import create
+from whybox_service.rest.http import protocol
 from whybox_service.rpc.server import RpcServer
 from whybox_service.rpc.servicer import Servicer
 from whybox_service.settings import Settings
+from whybox_service.tls import Tls, TlsError
+from whybox_service.traces import Tracing
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the gateway listens."""
+    """Where the gateway listens.
+
+    Attributes:
+        rest: URL of REST.
+        grpc: host and port of gRPC.
+        tls: whether both speak TLS.
+    """
 
     rest: str
     grpc: str
+    tls: bool
 
 
 class _HttpServer(uvicorn.Server):
@@ -49,16 +63,30 @@ class _HttpServer(uvicorn.Server):
 
 
 class Gateway:
-    """Both servers and what they share."""
+    """Both servers and what they share.
+
+    Raises:
+        KeysError, TlsError: where keys or certificates cannot be used.
+        ExposedError: where strangers would be let in.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        keys = Keys.from_settings(settings)
+        check_exposure(settings, keys)
+        self._tls = Tls.from_settings(settings)
         self._backend = Backend(settings)
         self._catalogue = Catalogue(self._backend, settings)
-        metrics = Metrics(self._catalogue.knows)
-        operations = Operations(self._backend, self._catalogue, settings)
-        self.app: FastAPI = create(settings, operations, self._catalogue, metrics)
-        self._rpc = RpcServer(Servicer(operations, metrics, settings), settings)
+        metrics = Metrics(
+            self._catalogue.knows, self._catalogue.workers, lambda: self._catalogue.readiness().ready
+        )
+        tracing = Tracing.from_settings(settings)
+        operations = Operations(self._backend, self._catalogue, metrics, tracing, settings)
+        intake = Intake(settings, keys, metrics, tracing)
+        self.app: FastAPI = create(settings, operations, self._catalogue, metrics, intake)
+        self._rpc = RpcServer(
+            Servicer(operations, metrics, intake, settings.max_request_bytes), keys, settings
+        )
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Addresses]:
@@ -69,17 +97,24 @@ class Gateway:
         """
         settings = self.settings
         with contextlib.closing(addresses.listen(settings.host, settings.port)) as listener:
-            grpc_port = await self._rpc.start(settings.host, settings.grpc_port)
-            http = _HttpServer(
-                uvicorn.Config(
-                    self.app,
-                    log_config=None,
-                    access_log=False,
-                    lifespan="off",
-                    server_header=False,
-                    timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
-                )
+            grpc_port = await self._rpc.start(settings.host, settings.grpc_port, self._tls)
+            config = uvicorn.Config(
+                self.app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                server_header=False,
+                # Nothing asks for a client's address, so no header that names one is believed.
+                proxy_headers=False,
+                ws="none",
+                http=protocol(settings.header_seconds),
+                timeout_keep_alive=round(settings.idle_seconds),
+                timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
             )
+            config.load()
+            if self._tls is not None:
+                config.ssl = self._tls.context()
+            http = _HttpServer(config)
             serving = asyncio.create_task(http.serve([listener]))
             watching = asyncio.create_task(self._catalogue.watch(self._rpc.tell))
             host = addresses.reachable(settings.host)
@@ -87,7 +122,12 @@ class Gateway:
             try:
                 while not http.started and not serving.done():
                     await asyncio.sleep(0.01)
-                yield Addresses("http://" + addresses.join(host, port), addresses.join(host, grpc_port))
+                scheme = "https" if self._tls else "http"
+                yield Addresses(
+                    f"{scheme}://{addresses.join(host, port)}",
+                    addresses.join(host, grpc_port),
+                    self._tls is not None,
+                )
             finally:
                 watching.cancel()
                 http.should_exit = True
@@ -103,24 +143,26 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     async with Gateway(settings).running() as listening:
-        log.info("REST on %s, gRPC on %s", listening.rest, listening.grpc)
+        log.info("REST on %s, gRPC%s on %s", listening.rest, " with TLS" * listening.tls, listening.grpc)
         if settings.address_file is not None:
-            write_json(settings.address_file, {"rest": listening.rest, "grpc": listening.grpc})
+            write_json(settings.address_file, asdict(listening))
         await stop.wait()
         log.info("stopping")
 
 
 def main() -> int:
-    """Run the gateway with the settings of the environment."""
-    settings = Settings()
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    """Run the gateway with the settings of the environment; return the exit code."""
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        for problem in error.errors(include_input=False, include_context=False):
+            name = "_".join(map(str, problem["loc"])).upper()
+            print(f"whybox: WHYBOX_{name}: {problem['msg']}", file=sys.stderr)
+        return 1
+    logs.configure(settings.log_level, settings.log_format)
     try:
         uvloop.run(serve(settings))
-    except OSError as error:
+    except (OSError, KeysError, TlsError, ExposedError) as error:
         print(f"whybox: {error}", file=sys.stderr)
         return 1
     return 0

@@ -2,11 +2,18 @@
 
 What TorchServe says when it fails becomes a row of the table of errors here and nowhere else. The requests
 change nothing in a worker, so one that met a connection that had just gone is sent a second time.
+
+A call of a worker outlives the request that made it: TorchServe cannot be told to stop, so the worker's slot is
+free only when the worker, or TorchServe, has answered. Whose client has gone is told to the worker beside it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import uuid
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -14,15 +21,29 @@ from urllib.parse import quote
 import httpcore
 from google.protobuf.message import DecodeError
 
+from whybox_proto.departures import Departures
 from whybox_proto.errors import ContractError, shorten
 from whybox_proto.v1 import worker_pb2
+from whybox_service.admission import Lane
 from whybox_service.calls import Deadline
+from whybox_service.pulse import Pulse
 from whybox_service.settings import Settings
 
 CONTENT_TYPE = "application/x-protobuf"
 KEEP_ALIVE_SECONDS = 60.0
 MANAGEMENT_CONNECTIONS = 8
 MODELS_PER_PAGE = 100
+# A worker that is alive and has nothing else to do describes its model within this.
+PROBE_SECONDS = 3.0
+# A call of which nothing came so long after its deadline is given up. TorchServe ends what hangs before that.
+LINGER_SECONDS = 300.0
+
+
+class WorkerLostError(ContractError):
+    """The worker, or TorchServe, went away before it answered; another one may answer the same request."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("backend_unavailable", message)
 
 
 @dataclass(frozen=True)
@@ -34,17 +55,24 @@ class Served:
         version: its version, as its archive gives it.
         workers: id, process id and status of each worker; a restarted one keeps its id.
         queue_remaining: requests that the model's queue still takes.
+        batch_size: most requests that share a forward pass.
     """
 
     name: str
     version: str
     workers: tuple[tuple[str, int, str], ...]
     queue_remaining: int
+    batch_size: int = 1
 
     @property
     def ready(self) -> bool:
         """Whether a worker can answer now."""
-        return any(status == "READY" for _, _, status in self.workers)
+        return self.ready_workers > 0
+
+    @property
+    def ready_workers(self) -> int:
+        """How many workers can answer now."""
+        return sum(status == "READY" for _, _, status in self.workers)
 
 
 class Backend:
@@ -55,28 +83,111 @@ class Backend:
         self._management_url = settings.management_url.rstrip("/")
         self._inference = _pool(settings.max_backend_connections)
         self._management = _pool(MANAGEMENT_CONNECTIONS)
+        self._departures = Departures(settings.departures_dir)
+        self._stall_seconds = settings.stall_seconds
+        self._pulses: defaultdict[tuple[str, str], Pulse] = defaultdict(Pulse)
+        self._calls: set[asyncio.Task[worker_pb2.WorkerReply]] = set()
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Give up what is still out, and close the connections."""
+        for call in self._calls:
+            call.cancel()
+        await asyncio.gather(*self._calls, return_exceptions=True)
         await self._inference.aclose()
         await self._management.aclose()
 
     async def ask(
-        self, model: str, version: str, request: worker_pb2.WorkerRequest, deadline: Deadline
+        self,
+        model: str,
+        version: str,
+        request: worker_pb2.WorkerRequest,
+        deadline: Deadline,
+        lane: Lane | None = None,
     ) -> worker_pb2.WorkerReply:
         """Have a worker answer; an error that it answers in-band is raised.
 
         Args:
             model: name of the model.
             version: its version; empty for the default one.
-            request: what is asked.
+            request: what is asked; gets its call id here.
             deadline: when to stop waiting.
+            lane: where to wait for a slot; None for what is so little work that it needs none.
 
         Raises:
-            ContractError: from the worker, or for what happened on the way to it.
+            WorkerLostError: where the same request may succeed with another worker.
+            ContractError: from the worker, or for what else happened on the way to it.
         """
-        url = f"{self._inference_url}/predictions/{_path(model, version)}"
-        status, body = await _send(self._inference, "POST", url, deadline, request.SerializeToString())
+        if lane is None:
+            return await self._await(model, version, request, deadline, lambda: None)
+        await lane.enter(deadline)
+        return await self._await(model, version, request, deadline, lane.leave)
+
+    def silent_for(self, model: str, version: str) -> float:
+        """Seconds for which a model's workers have been silent although they owe an answer; 0 where all is well."""
+        return self._pulses[model, version].silent_for()
+
+    async def probe(self, model: str, version: str) -> None:
+        """Ask a model whether it is there, unless it owes an answer that will tell; keep quiet if it is not."""
+        if self._pulses[model, version].busy:
+            return
+        request = worker_pb2.WorkerRequest(describe=worker_pb2.DescribeRequest())
+        try:
+            # The answer to a probe is due sooner than that to a request: nothing stands before it.
+            deadline = Deadline.after(PROBE_SECONDS)
+            await self._await(model, version, request, deadline, lambda: None, patience=0.0)
+        except ContractError:
+            return
+
+    async def _await(
+        self,
+        model: str,
+        version: str,
+        request: worker_pb2.WorkerRequest,
+        deadline: Deadline,
+        ended: Callable[[], None],
+        *,
+        patience: float | None = None,
+    ) -> worker_pb2.WorkerReply:
+        """Wait for a call's answer until the deadline; the call itself goes on until it has ended."""
+        request.call_id = uuid.uuid4().hex
+        due = deadline.at + (self._stall_seconds if patience is None else patience)
+        call = asyncio.create_task(self._call(model, version, request, deadline, due))
+        self._calls.add(call)
+
+        told = False
+
+        def settle(call: asyncio.Task[worker_pb2.WorkerReply]) -> None:
+            self._calls.discard(call)
+            if told:
+                self._departures.forget(request.call_id)
+            ended()
+            if not call.cancelled():
+                call.exception()  # seen, whether or not somebody still waits
+
+        call.add_done_callback(settle)
+        try:
+            async with deadline.limit():
+                return await asyncio.shield(call)
+        except BaseException:
+            if not call.done():
+                told = True
+                self._departures.tell(request.call_id)
+            raise
+
+    async def _call(
+        self, model: str, version: str, request: worker_pb2.WorkerRequest, deadline: Deadline, due: float
+    ) -> worker_pb2.WorkerReply:
+        pulse = self._pulses[model, version]
+        token = pulse.sent(due)
+        heard = False
+        try:
+            url = f"{self._inference_url}/predictions/{_path(model, version)}"
+            limit = Deadline(deadline.at + LINGER_SECONDS)
+            status, body = await _send(self._inference, "POST", url, limit, request.SerializeToString())
+            # What a handler raises is a sign of life too.
+            heard = status == 200 or (status == 503 and _kind(body) == "InternalServerException")
+        finally:
+            pulse.ended(token, heard=heard)
         if status != 200:
             raise _failure(status, body, model, version)
         try:
@@ -114,6 +225,7 @@ class Backend:
                     for worker in entry["workers"]
                 ),
                 queue_remaining=int(entry["jobQueueStatus"]["remainingCapacity"]),
+                batch_size=max(1, int(entry["batchSize"])),
             )
             for entry in described
         ]
@@ -163,16 +275,25 @@ async def _attempt(
 
 
 def _unreachable() -> ContractError:
-    return ContractError("backend_unavailable", "TorchServe cannot be reached or broke off its answer")
+    return WorkerLostError("TorchServe cannot be reached or broke off its answer")
+
+
+def _told(body: bytes) -> tuple[str, str]:
+    """Return the kind and the message of an error of TorchServe's; empty where the body has none."""
+    try:
+        told = json.loads(body)
+        return str(told["type"]), str(told["message"])
+    except (ValueError, KeyError, TypeError):
+        return "", ""
+
+
+def _kind(body: bytes) -> str:
+    return _told(body)[0]
 
 
 def _failure(status: int, body: bytes, model: str, version: str) -> ContractError:
     """Translate what TorchServe answers instead of a reply."""
-    try:
-        told = json.loads(body)
-        kind, message = str(told["type"]), str(told["message"])
-    except (ValueError, KeyError, TypeError):
-        kind, message = "", ""
+    kind, message = _told(body)
     if status == 404:
         if kind == "ModelVersionNotFoundException":
             return ContractError(
@@ -188,6 +309,8 @@ def _failure(status: int, body: bytes, model: str, version: str) -> ContractErro
         return ContractError("request_too_large", "the request is larger than TorchServe takes")
     if status == 503 and kind == "ServiceUnavailableException":
         return ContractError("overloaded", f"the queue of the model {model!r} is full")
+    if "Worker died" in message:
+        return WorkerLostError(f"the worker failed: {shorten(message)}")
     if status in (500, 503, 507):
         return ContractError("backend_unavailable", f"the worker failed: {shorten(message) or status}")
     return ContractError("internal", f"TorchServe answered {status}: {shorten(message) or 'nothing more'}")

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from whybox_proto.errors import ContractError, shorten, unknown_name
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 IMPATIENT_POLL_SECONDS = 0.5
 # A look this fresh is not repeated for a request that would like a newer one.
 FRESH_SECONDS = 0.25
+# Seconds between two looks for a request whose worker was lost.
+RECOVERY_LOOK_SECONDS = 0.25
 # How long the watcher waits for TorchServe.
 PATIENCE_SECONDS = 10.0
 
@@ -35,6 +37,13 @@ class Readiness:
 
     ready: bool
     reasons: dict[str, str]
+
+
+class StalledError(ContractError):
+    """The model's workers hang, so nothing more is sent to them until one is heard."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__("backend_unavailable", message, retry_after=retry_after)
 
 
 class Catalogue:
@@ -65,6 +74,10 @@ class Catalogue:
         """The names of the models, sorted."""
         return self._names
 
+    def workers(self) -> dict[str, Sequence[tuple[str, int, str]]]:
+        """Return the workers of each model's default version, as at the last look: id, process id and status."""
+        return {name: served.workers for (name, version), served in self._served.items() if not version}
+
     def knows(self, model: str) -> bool:
         """Whether a model of this name is served."""
         return (model, "") in self._served
@@ -75,6 +88,7 @@ class Catalogue:
             try:
                 await self.look(Deadline.after(2 * PATIENCE_SECONDS))
                 await asyncio.gather(*(self._learn(name) for name in self._names))
+                await asyncio.gather(*(self._probe(name) for name in self._names))
                 readiness = self.readiness()
                 await notify(readiness)
             except Exception:
@@ -132,6 +146,24 @@ class Catalogue:
             self._served[model, version] = served
         return self._served[model, version]
 
+    def slots(self, model: str, version: str) -> int:
+        """Return how many requests the ready workers of a model take at one time, shared batches included."""
+        served = self._served.get((model, version)) or self._served.get((model, ""))
+        return 0 if served is None else served.batch_size * max(1, served.ready_workers)
+
+    async def recovered(self, model: types_pb2.Model, deadline: Deadline, seconds: float) -> bool:
+        """Wait for a model whose worker was lost; return whether it can answer again within that time."""
+        until = min(deadline.at, time.monotonic() + seconds)
+        while True:
+            self._suspicion.set()
+            await asyncio.sleep(min(RECOVERY_LOOK_SECONDS, max(0.0, until - time.monotonic())))
+            if time.monotonic() >= until:
+                return False
+            await self.look(deadline)
+            served = self._served.get((model.name, model.version)) or self._served.get((model.name, ""))
+            if not self._problem and served is not None and served.ready:
+                return True
+
     async def description(self, model: str, version: str, deadline: Deadline) -> types_pb2.Model:
         """Return what a model says of itself, its state left out; shared, so do not change it.
 
@@ -144,6 +176,8 @@ class Catalogue:
             served = await self.state(model, version, deadline)
             if not served.ready:
                 raise ContractError("backend_unavailable", f"{model}: {self._unready(served)}")
+        if self._silence(served):
+            raise StalledError(f"{model}: {self._silence(served)}", self._poll_seconds)
         if (known := self._known(served)) is not None:
             return known
         key = (served.name, served.version)
@@ -201,6 +235,8 @@ class Catalogue:
             served = self._served.get((name, ""))
             if served is None or not served.ready:
                 reasons[name] = self._unready(served)
+            elif silence := self._silence(served):
+                reasons[name] = silence
             elif (served.name, served.version) not in self._descriptions:
                 reasons[name] = "the model has not described itself yet"
         return Readiness(not reasons, reasons)
@@ -212,6 +248,11 @@ class Catalogue:
                 await self.description(name, "", Deadline.after(PATIENCE_SECONDS))
         except ContractError as error:
             log.warning("the model %s cannot be described: %s", name, error.message)
+
+    async def _probe(self, name: str) -> None:
+        served = self._served.get((name, ""))
+        if served is not None and served.ready and self._known(served) is not None:
+            await self._backend.probe(served.name, served.version)
 
     async def _find(
         self, name: str, version: str, deadline: Deadline
@@ -230,6 +271,11 @@ class Catalogue:
         if kept is None or _identity(kept[0]) != _identity(served):
             return None
         return kept[1]
+
+    def _silence(self, served: Served) -> str:
+        """Say that a model's workers hang; empty where they do not."""
+        seconds = self._backend.silent_for(served.name, served.version)
+        return f"no worker has answered for {seconds:.0f} s" if seconds else ""
 
     def _unready(self, served: Served | None) -> str:
         if self._problem:

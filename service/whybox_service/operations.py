@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import logging
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -20,10 +21,15 @@ from whybox_proto import checks
 from whybox_proto.errors import ContractError, shorten
 from whybox_proto.v1 import explainer_pb2, types_pb2, worker_pb2
 from whybox_service import pictures
-from whybox_service.backend import Backend
+from whybox_service.admission import BATCHES_IN_HAND, Admission, Lane
+from whybox_service.backend import Backend, WorkerLostError
 from whybox_service.calls import Call
-from whybox_service.catalogue import Catalogue
+from whybox_service.catalogue import Catalogue, StalledError
+from whybox_service.metrics import Metrics
 from whybox_service.settings import Settings
+from whybox_service.traces import Tracing
+
+log = logging.getLogger(__name__)
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
@@ -40,10 +46,15 @@ def operation_name(rpc: str) -> str:
 class Operations:
     """The operations of `whybox.v1.Explainer`, over one TorchServe."""
 
-    def __init__(self, backend: Backend, catalogue: Catalogue, settings: Settings) -> None:
+    def __init__(
+        self, backend: Backend, catalogue: Catalogue, metrics: Metrics, tracing: Tracing, settings: Settings
+    ) -> None:
         self._backend = backend
         self._catalogue = catalogue
+        self._metrics = metrics
+        self._tracing = tracing
         self._settings = settings
+        self._admission = Admission(settings.max_waiting, metrics.load)
 
     def require(self, rpc: str) -> Operation:
         """Return what performs an rpc, or say that nothing does yet."""
@@ -90,8 +101,7 @@ class Operations:
 
     async def detect(self, request: explainer_pb2.DetectRequest, call: Call) -> explainer_pb2.DetectResponse:
         """Find objects in a picture."""
-        _check_model_name(request.model)
-        model = await self._catalogue.description(request.model, request.model_version, call.deadline)
+        model = await self._model(request, call)
         checks.check_detect(request, model)
         return (await self._ask(model, worker_pb2.WorkerRequest(detect=request), call)).detect
 
@@ -99,8 +109,7 @@ class Operations:
         self, request: explainer_pb2.ExplainRequest, call: Call
     ) -> explainer_pb2.ExplainResponse:
         """Find objects in a picture and show what the detector looked at for each of them."""
-        _check_model_name(request.model)
-        model = await self._catalogue.description(request.model, request.model_version, call.deadline)
+        model = await self._model(request, call)
         checks.check_explain(request, model)
         question = worker_pb2.WorkerRequest(explain=request)
         enlarging = request.output.size == "image"
@@ -119,21 +128,78 @@ class Operations:
             answer.stages.add(name="enlarge", seconds=time.perf_counter() - started)
         return answer
 
+    async def _model(
+        self, request: explainer_pb2.DetectRequest | explainer_pb2.ExplainRequest, call: Call
+    ) -> types_pb2.Model:
+        """Return the description of the model that a request names."""
+        _check_model_name(request.model)
+        try:
+            return await self._catalogue.description(request.model, request.model_version, call.deadline)
+        except StalledError:
+            self._metrics.rejected(request.model, "stalled")
+            raise
+
+    def check_room(self, model: str) -> None:
+        """Refuse early, before the costly reading of a body, what `_ask` would refuse.
+
+        Raises:
+            ContractError: `overloaded`.
+        """
+        if self._catalogue.knows(model):
+            try:
+                self._admission.lane(model).check()
+            except ContractError:
+                self._metrics.rejected(model, "queue_full")
+                raise
+
     async def _ask(
         self, model: types_pb2.Model, question: worker_pb2.WorkerRequest, call: Call
     ) -> worker_pb2.WorkerReply:
         """Have a worker answer, and add how long that took to the answer's stages."""
         question.request_id = call.request_id
         question.deadline = call.deadline.epoch()
+        lane = self._admission.lane(model.name)
+        lane.resize(BATCHES_IN_HAND * self._catalogue.slots(model.name, model.version))
         started = time.perf_counter()
-        try:
-            reply = await self._backend.ask(model.name, model.version, question, call.deadline)
-        except ContractError as error:
-            raise self._catalogue.judge(error, model) from None
-        result = getattr(reply, reply.WhichOneof("result") or "")
+        reply = await self._ask_twice(model, question, call, lane)
+        spent = time.perf_counter() - started
+        operation = reply.WhichOneof("result") or ""
+        result = getattr(reply, operation)
         result.model, result.model_version = model.name, model.version
-        result.stages.add(name="backend", seconds=time.perf_counter() - started)
+        self._metrics.detections(operation, model.name, len(result.detections))
+        result.stages.add(name="queue", seconds=max(0.0, spent - reply.seconds))
+        result.stages.add(name="backend", seconds=spent)
         return reply
+
+    async def _ask_twice(
+        self, model: types_pb2.Model, question: worker_pb2.WorkerRequest, call: Call, lane: Lane
+    ) -> worker_pb2.WorkerReply:
+        """Ask; where the worker is lost on the way, ask another one once, as soon as there is one."""
+        try:
+            return await self._ask_once(model, question, call, lane)
+        except WorkerLostError as error:
+            patience = self._settings.recovery_seconds
+            if not await self._catalogue.recovered(model, call.deadline, patience):
+                raise self._catalogue.judge(error, model) from None
+            log.info("asking again, since a worker of %s was lost", model.name)
+        return await self._ask_once(model, question, call, lane)
+
+    async def _ask_once(
+        self, model: types_pb2.Model, question: worker_pb2.WorkerRequest, call: Call, lane: Lane
+    ) -> worker_pb2.WorkerReply:
+        try:
+            with self._tracing.call(question.WhichOneof("operation") or "", model.name) as parent:
+                question.traceparent = parent
+                return await self._backend.ask(model.name, model.version, question, call.deadline, lane)
+        except WorkerLostError as error:
+            self._metrics.backend_error(model.name, error.type)
+            raise
+        except ContractError as error:
+            if error.type == "overloaded":
+                self._metrics.rejected(model.name, "queue_full")
+            elif error.row.http_status >= 500:
+                self._metrics.backend_error(model.name, error.type)
+            raise self._catalogue.judge(error, model) from None
 
 
 def _check_model_name(name: str) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MEBIBYTE = 1 << 20
@@ -13,7 +14,11 @@ MEBIBYTE = 1 << 20
 class Settings(BaseSettings):
     """The gateway's settings; each is the environment variable ``WHYBOX_`` + its name in capitals."""
 
-    model_config = SettingsConfigDict(env_prefix="WHYBOX_", frozen=True)
+    # An empty variable is what compose files make of one that is not set; an error shows no value, since some
+    # are secret.
+    model_config = SettingsConfigDict(
+        env_prefix="WHYBOX_", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
+    )
 
     host: str = Field(default="127.0.0.1", description="Address that REST and gRPC listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port of REST; 0 takes a free one.")
@@ -38,6 +43,41 @@ class Settings(BaseSettings):
     max_response_bytes: int = Field(
         default=64 * MEBIBYTE, gt=0, description="Bytes of the largest answer, counted as protobuf."
     )
+    max_requests: int = Field(
+        default=256, gt=0, description="Requests in hand at one time, both transports together."
+    )
+    max_waiting: int = Field(
+        default=64,
+        ge=0,
+        description="Requests of one model that wait for its workers; further ones are refused at once.",
+    )
+    max_buffered_bytes: int = Field(
+        default=512 * MEBIBYTE, gt=0, description="Bytes of all REST bodies in hand at one time."
+    )
+    header_seconds: float = Field(
+        default=10.0, gt=0, description="Seconds that a client has for the headers of a REST request."
+    )
+    body_seconds: float = Field(
+        default=30.0, gt=0, description="Seconds that a client has for the body of a REST request."
+    )
+    idle_seconds: float = Field(
+        default=75.0, gt=0, description="Seconds after which a connection without a request is closed."
+    )
+    stall_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        description="Seconds after a request's deadline at which a model that has answered nothing since counts "
+        "as hung. Longer than the longest forward pass.",
+    )
+    recovery_seconds: float = Field(
+        default=10.0,
+        ge=0,
+        description="Seconds that a request whose worker was lost waits for another one, to be sent once more.",
+    )
+    departures_dir: Path | None = Field(
+        default=None,
+        description="Folder shared with the workers, in which they are told whose client has gone.",
+    )
     max_backend_connections: int = Field(
         default=64, gt=0, description="Connections to TorchServe that are open at one time."
     )
@@ -47,7 +87,33 @@ class Settings(BaseSettings):
     address_file: Path | None = Field(
         default=None, description="File that gets the addresses, as JSON, once both transports listen."
     )
+    api_keys_file: Path | None = Field(
+        default=None,
+        description="File with the hashes of the API keys; it is read again when it changes.",
+    )
+    api_keys: SecretStr | None = Field(
+        default=None, description="Hashes of API keys, NAME:sha256:HEX, with commas between them."
+    )
+    allow_anonymous: bool = Field(
+        default=False, description="Listen beyond loopback even where no API key is configured."
+    )
+    open_metrics: bool = Field(default=False, description="Give the metrics without an API key.")
+    tls_certificate: Path | None = Field(
+        default=None,
+        description="File with the certificate and its chain, PEM: both transports then speak TLS alone.",
+    )
+    tls_key: Path | None = Field(default=None, description="File with the certificate's private key, PEM.")
+    tls_client_ca: Path | None = Field(
+        default=None, description="File with CA certificates, PEM; clients then need a certificate of theirs."
+    )
     log_level: str = Field(default="info", description="debug, info, warning or error.")
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Lines to read (text), or a JSON object a line (json)."
+    )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        description="URL of an OpenTelemetry collector, OTLP over HTTP, that gets traces.",
+    )
 
     def seconds(self, asked: float | None) -> float:
         """Return how long a request may take whose client asked for so many seconds, or for none."""

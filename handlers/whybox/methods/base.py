@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from whybox.detectors.base import Detections, Detector, Forward, Outputs, Target
+from whybox.patience import Patience
 
 SIDES = ("x1", "y1", "x2", "y2")
 TARGETS = ("class", *SIDES, "combined")
@@ -52,16 +52,6 @@ class Map:
     signed: bool = False
 
 
-def check_deadline(deadline: float) -> None:
-    """Check that a moment, in seconds since the epoch, lies ahead; 0 is no deadline.
-
-    Raises:
-        TimeoutError: when it has passed.
-    """
-    if deadline and time.time() > deadline:
-        raise TimeoutError("the deadline has passed")
-
-
 @dataclass(frozen=True)
 class Question:
     """What is asked of a method, for one picture.
@@ -74,7 +64,7 @@ class Question:
         layer: to tap; empty for methods that use none.
         params: a value for every parameter of the method.
         seed: of the random numbers.
-        deadline: seconds since the epoch after which nobody waits for the answer; 0 for none.
+        patience: says whether anybody still waits; methods `check` it between parts of their work.
     """
 
     forward: Forward
@@ -84,15 +74,7 @@ class Question:
     layer: str
     params: Mapping[str, ParamValue]
     seed: int = 0
-    deadline: float = 0.0
-
-    def check_deadline(self) -> None:
-        """Stop where nobody waits any more; methods call it between parts of their work.
-
-        Raises:
-            TimeoutError: when the deadline has passed.
-        """
-        check_deadline(self.deadline)
+    patience: Patience = field(default_factory=Patience)
 
 
 class Method(ABC):

@@ -65,7 +65,7 @@ class Odam(Method):
         scalars = [scalar(target, detector.labels) for target in names]
         frame = question.forward.batch.frames[question.image]
         smoothing = float(question.params["smoothing"])
-        maps = odam_maps(tap, scalars, frame, smoothing, between=question.check_deadline)
+        maps = odam_maps(tap, scalars, frame, smoothing, between=question.patience.check)
         return [[_named(t, names, row) for t in question.targets] for row in maps]
 
 

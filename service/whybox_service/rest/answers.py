@@ -18,20 +18,22 @@ from whybox_service import pictures, stages
 from whybox_service.calls import Call
 from whybox_service.metrics import Metrics, Observation
 from whybox_service.operations import Operations
-from whybox_service.rest import bodies, media
-from whybox_service.rest.exchange import Answer
+from whybox_service.rest import bodies, json_in, kserve, media
+from whybox_service.rest.exchange import Answer, while_client_waits
 from whybox_service.rest.json_out import to_dict, to_json
 from whybox_service.rest.query import read_query
 from whybox_service.rest.routes import Address
+from whybox_service.settings import Settings
 
 
 class Answers:
     """Makes what answers at an address out of the operation behind it."""
 
-    def __init__(self, operations: Operations, metrics: Metrics, max_request_bytes: int) -> None:
+    def __init__(self, operations: Operations, metrics: Metrics, settings: Settings) -> None:
         self._operations = operations
         self._metrics = metrics
-        self._max_request_bytes = max_request_bytes
+        self._bodies = bodies.Bodies(settings)
+        self._max_response_bytes = settings.max_response_bytes
 
     def at(self, address: Address) -> Answer:
         """Return what answers at an address."""
@@ -43,21 +45,52 @@ class Answers:
             kind = media.choose(request.headers.get("accept", ""), address.offers)
             if kind == media.EVENT_STREAM:
                 raise ContractError("not_implemented", "maps are not streamed yet", field="Accept", got=kind)
-            message = make()
-            if address.verb == "POST":
-                await bodies.read(request, message, self._max_request_bytes)
-            else:
-                read_query(request.query_params.multi_items(), message)
-            for name in address.fields:
-                _set_from_path(message, name, request.path_params[name])
-            if kind == media.PNG:
-                return await self._picture(message, call)
-            result = await self._operations.perform(address.rpc, message, call)
+            message, batch = make(), kserve.Batch(make)
+            with self._bodies.room() as room:
+                if address.verb == "POST":
+                    self._operations.check_room(observation.model)
+                    read_json = batch.read if address.instances else json_in.read_message
+                    await self._bodies.read(request, message, room, read_json)
+                else:
+                    read_query(request.query_params.multi_items(), message)
+                for name in address.fields:
+                    _set_from_path(message, name, request.path_params[name])
+                async with while_client_waits(request):
+                    if batch.messages:
+                        return await self._instances(address, batch.messages, kind, request, call)
+                    if kind == media.PNG:
+                        return await self._picture(message, call)
+                    result = await self._operations.perform(address.rpc, message, call)
             body, timed = _write(result, kind)
             self._metrics.stages(address.operation, observation.model, timed)
             return Response(body, media_type=kind)
 
         return answer
+
+    async def _instances(
+        self, address: Address, messages: list[Any], kind: str, request: Request, call: Call
+    ) -> Response:
+        """Answer the instances of a body of KServe V1."""
+        if kind != media.JSON:
+            raise ContractError(
+                "not_acceptable",
+                f"a body with {kserve.INSTANCES} is answered in JSON",
+                field="Accept",
+                expected=media.JSON,
+                got=kind,
+            )
+
+        async def perform(message: Any) -> Message:
+            for name in address.fields:
+                _set_from_path(message, name, request.path_params[name])
+            return await self._operations.perform(address.rpc, message, call)
+
+        written = []
+        for result in await kserve.perform_all(messages, perform, self._max_response_bytes):
+            tree, timed = stages.tree(result, to_dict)
+            self._metrics.stages(address.operation, request.path_params["model"], timed)
+            written.append(tree)
+        return Response(to_json({address.instances: written}), media_type=kind)
 
     async def _picture(self, message: explainer_pb2.ExplainRequest, call: Call) -> Response:
         """Answer an explain request with the overlay of its one map."""

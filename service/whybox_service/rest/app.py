@@ -12,9 +12,10 @@ from starlette.responses import Response
 from whybox_proto.errors import ContractError
 from whybox_service.calls import Call
 from whybox_service.catalogue import Catalogue
+from whybox_service.intake import RETRY_AFTER_SECONDS, Intake
 from whybox_service.metrics import Metrics, Observation
 from whybox_service.operations import Operations
-from whybox_service.rest import media, openapi
+from whybox_service.rest import media, openapi, playground
 from whybox_service.rest.answers import Answers
 from whybox_service.rest.exchange import Answer, Exchange, problem
 from whybox_service.rest.json_out import to_json
@@ -39,11 +40,13 @@ class _Name(Convertor[str]):
 register_url_convertor("name", _Name())
 
 
-def create(settings: Settings, operations: Operations, catalogue: Catalogue, metrics: Metrics) -> FastAPI:
+def create(
+    settings: Settings, operations: Operations, catalogue: Catalogue, metrics: Metrics, intake: Intake
+) -> FastAPI:
     """Build the application."""
-    app = FastAPI(title="whybox", redirect_slashes=False, redoc_url=None)
-    exchange = Exchange(settings, metrics)
-    answers = Answers(operations, metrics, settings.max_request_bytes)
+    app = FastAPI(title="whybox", redirect_slashes=False, docs_url=None, redoc_url=None)
+    exchange = Exchange(intake)
+    answers = Answers(operations, metrics, settings)
     operator = _Operator(catalogue, metrics)
 
     def add(verb: str, path: str, operation: str, answer: Answer) -> None:
@@ -54,6 +57,8 @@ def create(settings: Settings, operations: Operations, catalogue: Catalogue, met
     add("GET", "/healthz", "healthz", operator.health)
     add("GET", "/readyz", "readyz", operator.ready)
     add("GET", "/metrics", "metrics", operator.scrape)
+    for path, operation, answer in playground.pages():
+        add("GET", path, operation, answer)
     for status in (404, 405):
         app.add_exception_handler(status, exchange.refuse)
     app.openapi = cache(openapi.document)  # type: ignore[method-assign]
@@ -77,7 +82,9 @@ class _Operator:
         readiness = self._catalogue.readiness()
         if readiness.ready:
             return Response(to_json({"ready": True, "models": self._catalogue.names}), media_type=media.JSON)
-        error = ContractError("backend_unavailable", "not every model can answer")
+        error = ContractError(
+            "backend_unavailable", "not every model can answer", retry_after=RETRY_AFTER_SECONDS
+        )
         observation.code = error.type
         return problem(error, call.request_id, {"ready": False, "reasons": readiness.reasons})
 

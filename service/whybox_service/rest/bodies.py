@@ -8,32 +8,138 @@ image/*, or octets       the picture itself; the other fields in the query strin
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 from google.protobuf.message import Message
 from starlette.requests import ClientDisconnect, Request
 
 from whybox_proto.errors import ContractError, shorten, unknown_name
 from whybox_service import messages
+from whybox_service.intake import ClientGoneError
 from whybox_service.rest import json_in, media, multipart
 from whybox_service.rest.query import read_query
+from whybox_service.settings import Settings
 
 READ = (media.MULTIPART, media.JSON, media.PROTOBUF, "image/*", media.OCTETS)
 
+ReadJson = Callable[[Any, Message], None]
 
-async def read(request: Request, message: Message, limit: int) -> None:
-    """Read a request's body, and its query string, into a message.
 
-    Args:
-        request: with the body not yet read.
-        message: to fill.
-        limit: bytes of the largest body that is read.
+class Room:
+    """The bytes that one request's body holds of the room that all of them share."""
 
-    Raises:
-        ContractError: for whatever is wrong with it.
-    """
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self.size = 0
+
+    def grow(self, size: int) -> None:
+        """Take more.
+
+        Raises:
+            ContractError: `overloaded` where there is no more.
+        """
+        self._bodies.take(size)
+        self.size += size
+
+
+class Bodies:
+    """Reads bodies, each within its limits, and all within theirs."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._limit = settings.max_request_bytes
+        self._seconds = settings.body_seconds
+        self._free = settings.max_buffered_bytes
+
+    @contextmanager
+    def room(self) -> Iterator[Room]:
+        """Hold what a request's body takes until the request has been answered."""
+        room = Room(self)
+        try:
+            yield room
+        finally:
+            self._free += room.size
+
+    def take(self, size: int) -> None:
+        """Take some of the shared room; for `Room`."""
+        if size > self._free:
+            raise ContractError("overloaded", "the bodies in hand take all the memory that is meant for them")
+        self._free -= size
+
+    async def read(
+        self, request: Request, message: Message, room: Room, read_json: ReadJson = json_in.read_message
+    ) -> None:
+        """Read a request's body, and its query string, into a message.
+
+        Args:
+            request: with the body not yet read.
+            message: to fill.
+            room: grows with the body.
+            read_json: fills the message from the value of a JSON body.
+
+        Raises:
+            ContractError: for whatever is wrong with it.
+        """
+        kind, header = _kind(request)
+        raw = kind.startswith("image/") or kind == media.OCTETS
+        if not raw and request.url.query:
+            raise ContractError(
+                "invalid_request",
+                f"with a body of type {kind} the fields stand in the body, not in the query string",
+                field=shorten(next(iter(request.query_params), "")),
+                expected="no query string",
+                got=shorten(request.url.query),
+            )
+        if raw:
+            read_query(request.query_params.multi_items(), message)
+        body = await self._bytes(request, room)
+        if raw:
+            _set_image(message, body, "in the query string")
+        elif kind == media.JSON:
+            read_json(json_in.parse(body), message)
+        elif kind == media.PROTOBUF:
+            messages.parse(body, message)
+        else:
+            _read_form(multipart.split(body, header), message)
+
+    async def _bytes(self, request: Request, room: Room) -> bytes:
+        """Read the body, and stop as soon as it is known to be too long, or takes too long."""
+        announced = request.headers.get("content-length", "")
+        size = int(announced) if announced.isdecimal() and len(announced) < 20 else 0
+        if size > self._limit:
+            raise _too_large(self._limit, f"{size} bytes")
+        chunks: list[bytes] = []
+        size = 0
+        patience = asyncio.timeout(self._seconds)
+        try:
+            async with patience:
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    if size > self._limit:
+                        raise _too_large(self._limit, f"more than {self._limit} bytes")
+                    room.grow(len(chunk))
+                    chunks.append(chunk)
+        except ClientDisconnect:
+            raise ClientGoneError from None
+        except TimeoutError:
+            if not patience.expired():
+                raise
+            raise ContractError(
+                "request_timeout",
+                "the body did not arrive in time",
+                expected=f"all of it within {self._seconds:g} s",
+                got=f"{size} bytes",
+            ) from None
+        return b"".join(chunks)
+
+
+def _kind(request: Request) -> tuple[str, str]:
+    """Return the body's media type, which is one that is read here, and the whole header that names it."""
     header = request.headers.get("content-type", "")
     kind = media.base(header) or media.OCTETS
-    raw = kind.startswith("image/") or kind == media.OCTETS
-    if not raw and kind not in READ:
+    if not kind.startswith("image/") and kind not in READ:
         raise ContractError(
             "unsupported_media_type",
             "the body is of a type that is not read here",
@@ -49,23 +155,7 @@ async def read(request: Request, message: Message, limit: int) -> None:
             expected="identity",
             got=shorten(coding),
         )
-    if not raw and request.url.query:
-        raise ContractError(
-            "invalid_request",
-            f"with a body of type {kind} the fields stand in the body, not in the query string",
-            field=shorten(next(iter(request.query_params), "")),
-            expected="no query string",
-            got=shorten(request.url.query),
-        )
-    if raw:
-        read_query(request.query_params.multi_items(), message)
-        _set_image(message, await _body(request, limit), "in the query string")
-    elif kind == media.JSON:
-        json_in.read_message(json_in.parse(await _body(request, limit)), message)
-    elif kind == media.PROTOBUF:
-        messages.parse(await _body(request, limit), message)
-    else:
-        _read_form(multipart.split(await _body(request, limit), header), message)
+    return kind, header
 
 
 def _read_form(parts: list[multipart.Part], message: Message) -> None:
@@ -112,25 +202,6 @@ def _set_image(message: Message, image: bytes, elsewhere: str) -> None:
             "invalid_argument", f"there is one picture in the body and one {elsewhere}", field="image"
         )
     message.image = image  # type: ignore[attr-defined]
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    """Read the body, and stop as soon as it is known to be too long."""
-    announced = request.headers.get("content-length", "")
-    size = int(announced) if announced.isdecimal() and len(announced) < 20 else 0
-    chunks: list[bytes] = []
-    try:
-        if size > limit:
-            raise _too_large(limit, f"{size} bytes")
-        size = 0
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                raise _too_large(limit, f"more than {limit} bytes")
-            chunks.append(chunk)
-    except ClientDisconnect:
-        raise ContractError("invalid_request", "the client went away before the body's end") from None
-    return b"".join(chunks)
 
 
 def _too_large(limit: int, got: str) -> ContractError:

@@ -5,7 +5,6 @@ Requests arrive as bytes and are parsed here, so that malformed ones get an erro
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn
@@ -18,13 +17,11 @@ from grpc_status import rpc_status
 from whybox_proto.errors import ContractError
 from whybox_proto.v1 import explainer_pb2
 from whybox_service import messages, stages
-from whybox_service.calls import Call, Deadline, check_request_id, new_request_id
+from whybox_service.calls import Call
 from whybox_service.errors import to_status
-from whybox_service.metrics import Metrics
+from whybox_service.intake import Arrival, Intake, RefusedError
+from whybox_service.metrics import Metrics, Observation
 from whybox_service.operations import Operations, operation_name
-from whybox_service.settings import Settings
-
-log = logging.getLogger(__name__)
 
 SERVICE = explainer_pb2.DESCRIPTOR.services_by_name["Explainer"]
 REQUEST_ID = "x-request-id"
@@ -35,10 +32,13 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 class Servicer:
     """Answers the rpcs of the service with the operations of the same names."""
 
-    def __init__(self, operations: Operations, metrics: Metrics, settings: Settings) -> None:
+    def __init__(
+        self, operations: Operations, metrics: Metrics, intake: Intake, max_request_bytes: int
+    ) -> None:
         self._operations = operations
         self._metrics = metrics
-        self._settings = settings
+        self._intake = intake
+        self._max_request_bytes = max_request_bytes
 
     def handlers(self) -> grpc.GenericRpcHandler[bytes, bytes]:
         """Return the handlers of all rpcs, for `grpc.aio.Server.add_generic_rpc_handlers`."""
@@ -59,28 +59,29 @@ class Servicer:
         operation = operation_name(method.name)
 
         async def respond(body: bytes, context: Context) -> bytes:
-            request_id = new_request_id()
+            async def work(call: Call, observation: Observation) -> bytes:
+                await _tell_request_id(context, call.request_id)
+                self._operations.require(method.name)
+                if len(body) > self._max_request_bytes:
+                    raise ContractError(
+                        "request_too_large",
+                        "the message is too large",
+                        expected=f"at most {self._max_request_bytes} bytes",
+                        got=f"{len(body)} bytes",
+                    )
+                request = make()
+                messages.parse(body, request)
+                observation.model = getattr(request, "model", "")
+                answer = await self._operations.perform(method.name, request, call)
+                answer_body, timed = stages.serialize(answer)
+                self._metrics.stages(operation, observation.model, timed)
+                return answer_body
+
             try:
-                with self._metrics.request("grpc", operation) as observation:
-                    request_id = _request_id(context, request_id)
-                    await _tell_request_id(context, request_id)
-                    self._operations.require(method.name)
-                    deadline = Deadline.after(self._seconds(context))
-                    request = make()
-                    messages.parse(body, request)
-                    observation.model = getattr(request, "model", "")
-                    async with deadline.limit():
-                        answer = await self._operations.perform(
-                            method.name, request, Call(request_id, deadline)
-                        )
-                    answer_body, timed = stages.serialize(answer)
-                    self._metrics.stages(operation, observation.model, timed)
-                    return answer_body
-            except ContractError as error:
-                await _abort(context, error, request_id)
-            except Exception:
-                log.exception("request %s failed", request_id)
-                await _abort(context, ContractError("internal", "something broke on our side"), request_id)
+                answer, _ = await self._intake.take(_arrival(operation, context), work)
+                return answer
+            except RefusedError as refused:
+                await _abort(context, refused.error, refused.request_id)
 
         return respond
 
@@ -88,27 +89,28 @@ class Servicer:
         operation = operation_name(method.name)
 
         async def respond(_body: bytes, context: Context) -> AsyncIterator[bytes]:
-            request_id = new_request_id()
+            async def work(_call: Call, _observation: Observation) -> bytes:
+                raise ContractError("not_implemented", f"{method.name} is not served yet")
+
             try:
-                with self._metrics.request("grpc", operation):
-                    request_id = _request_id(context, request_id)
-                    raise ContractError("not_implemented", f"{method.name} is not served yet")
-            except ContractError as error:
-                await _abort(context, error, request_id)
-            yield b""
+                yield (await self._intake.take(_arrival(operation, context), work))[0]
+            except RefusedError as refused:
+                await _abort(context, refused.error, refused.request_id)
 
         return respond
 
-    def _seconds(self, context: Context) -> float:
+
+def _arrival(operation: str, context: Context) -> Arrival:
+    headers = {
+        name: value if isinstance(value, str) else repr(value)
+        for name, value in context.invocation_metadata() or ()
+    }
+
+    def timeout() -> float | None:
         remaining = context.time_remaining()
-        return self._settings.seconds(None if remaining is None or math.isinf(remaining) else remaining)
+        return None if remaining is None or math.isinf(remaining) else remaining
 
-
-def _request_id(context: Context, made: str) -> str:
-    for name, value in context.invocation_metadata() or ():
-        if name == REQUEST_ID:
-            return check_request_id(value if isinstance(value, str) else repr(value), REQUEST_ID)
-    return made
+    return Arrival("grpc", operation, headers, REQUEST_ID, timeout)
 
 
 async def _tell_request_id(context: Context, request_id: str) -> None:

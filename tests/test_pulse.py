@@ -1,0 +1,70 @@
+"""When a model's workers count as hung."""
+
+from __future__ import annotations
+
+import pytest
+
+from whybox_service.pulse import Pulse
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_an_answer_in_time_is_no_silence(clock: Clock) -> None:
+    pulse = Pulse(clock)
+    token = pulse.sent(110)
+    assert pulse.busy
+    clock.now = 109
+    assert not pulse.silent_for()
+    pulse.ended(token, heard=True)
+    clock.now = 500
+    assert not pulse.silent_for()
+    assert not pulse.busy
+
+
+def test_an_answer_that_is_overdue_is_silence_until_a_worker_is_heard(clock: Clock) -> None:
+    pulse = Pulse(clock)
+    overdue = pulse.sent(110)
+    clock.now = 112
+    assert pulse.silent_for() == 12
+    pulse.ended(overdue, heard=False)  # given up: that heals nothing
+    assert pulse.silent_for() == 12
+    probe = pulse.sent(115)
+    pulse.ended(probe, heard=True)
+    assert not pulse.silent_for()
+
+
+def test_a_worker_that_is_heard_after_another_hung_is_no_silence(clock: Clock) -> None:
+    pulse = Pulse(clock)
+    pulse.sent(110)
+    other = pulse.sent(130)
+    clock.now = 120
+    pulse.ended(other, heard=True)
+    assert not pulse.silent_for()
+
+
+def test_silence_is_noticed_even_when_nobody_looks_before_the_call_is_given_up(clock: Clock) -> None:
+    pulse = Pulse(clock)
+    overdue = pulse.sent(110)
+    clock.now = 400
+    pulse.ended(overdue, heard=False)
+    assert pulse.silent_for() == 300
+
+
+def test_a_call_that_fails_in_time_is_no_silence(clock: Clock) -> None:
+    pulse = Pulse(clock)
+    lost = pulse.sent(110)
+    clock.now = 105
+    pulse.ended(lost, heard=False)
+    clock.now = 200
+    assert not pulse.silent_for()
