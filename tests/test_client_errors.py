@@ -10,6 +10,7 @@ import json
 import pickle
 import re
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -57,7 +58,8 @@ class TestTable:
     def test_whether_to_ask_again_is_what_the_table_says(self) -> None:
         assert errors.OverloadedError("full").retryable
         assert not errors.UnknownLabelError("none").retryable
-        assert not errors.ConnectionFailedError("refused").retryable
+        assert errors.ConnectionFailedError("refused").retryable
+        assert not errors.InvalidAnswerError("a page").retryable
 
     def test_every_code_of_grpc_has_a_class(self) -> None:
         assert set(rpc.CODE_CLASSES) == {code.name for code in grpc.StatusCode} - {"OK"}
@@ -107,6 +109,11 @@ class Web(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a client that hung up."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -114,6 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         server: Any = self.server
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.body = body
         server.seen = {"path": self.path, "headers": self.headers, "body": body}
         server.answer(self)
 
@@ -153,7 +161,7 @@ def grpc_server(behaviour: Callable[[bytes, grpc.ServicerContext], bytes], **opt
         def service(self, details: grpc.HandlerCallDetails) -> Any:  # noqa: ARG002
             return grpc.unary_unary_rpc_method_handler(behaviour)
 
-    pool = futures.ThreadPoolExecutor(2)
+    pool = futures.ThreadPoolExecutor(16)
     server = grpc.server(pool, handlers=[Any_()], options=[(f"grpc.{k}", v) for k, v in options.items()])
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
@@ -266,8 +274,9 @@ class TestRest:
         ("status", "kind"),
         [
             (302, errors.InvalidAnswerError),
-            (401, errors.RequestError),
+            (401, errors.UnauthenticatedError),
             (404, errors.NotFoundError),
+            (408, errors.RequestTimeoutError),
             (413, errors.RequestTooLargeError),
             (429, errors.OverloadedError),
             (500, errors.InternalError),

@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from whybox_client import AsyncClient, Client, Nms, flows, wire
 from whybox_client.errors import ConnectionFailedError, InvalidAnswerError
 from whybox_client.floats import shortest
+from whybox_client.transports.lines import Line
 from whybox_client.wire import Call, Reply
 from whybox_proto.v1 import explainer_pb2, types_pb2
 
@@ -28,7 +29,7 @@ class Canned:
     answer: Callable[[Call], Message]
     calls: list[tuple[Call, float]] = field(default_factory=list)
 
-    def send(self, call: Call, timeout: float) -> Reply:
+    def send(self, call: Call, timeout: float, line: Line | None = None) -> Reply:  # noqa: ARG002
         self.calls.append((call, timeout))
         return Reply(self.answer(call).SerializeToString(), call.request_id)
 
@@ -240,7 +241,7 @@ def test_ready_is_false_where_nothing_answers() -> None:
 
 def test_an_answer_that_is_no_message_is_an_error() -> None:
     class Garbage(Canned):
-        def send(self, call: Call, timeout: float) -> Reply:  # noqa: ARG002
+        def send(self, call: Call, timeout: float, line: Line | None = None) -> Reply:  # noqa: ARG002  # noqa: ARG002
             return Reply(b"\xff\xff\xff", "id")
 
     with pytest.raises(InvalidAnswerError, match="no DetectResponse"):

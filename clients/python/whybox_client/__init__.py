@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from whybox_client.client import AsyncClient, Client
     from whybox_client.errors import RequestError, ServiceError, WhyboxError
+    from whybox_client.folders import image_files
     from whybox_client.models import InputLimits, Layer, Method, Model, Nms, Parameter
     from whybox_client.results import Detection, DetectionMaps, Detections, Explanation, HeatMap, Stage
 
@@ -39,11 +40,13 @@ __all__ = [
     "ServiceError",
     "Stage",
     "WhyboxError",
+    "image_files",
 ]
 
 _MODULES = {
     "client": ("AsyncClient", "Client"),
     "errors": ("RequestError", "ServiceError", "WhyboxError"),
+    "folders": ("image_files",),
     "models": ("InputLimits", "Layer", "Method", "Model", "Nms", "Parameter"),
     "results": ("Detection", "DetectionMaps", "Detections", "Explanation", "HeatMap", "Stage"),
 }

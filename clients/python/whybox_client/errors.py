@@ -5,6 +5,7 @@
      │   ├─ InvalidRequestError      cannot be read, or SDK and service speak different versions
      │   ├─ InvalidArgumentError     a field has a value that it cannot have
      │   ├─ InvalidImageError        no picture, or one that cannot be decoded
+     │   ├─ UnauthenticatedError     no key, or one that the service does not know
      │   ├─ UnknownNameError         a name that is not there; the message gives the nearest one
      │   │   ├─ UnknownModelError
      │   │   ├─ UnknownLabelError
@@ -16,9 +17,10 @@
      │   ├─ RequestTooLargeError
      │   └─ ResponseTooLargeError    the answer would be; the message says how to ask for less
      └─ ServiceError                 the request may be fine
-         ├─ OverloadedError          the model's queue is full
+         ├─ OverloadedError          more requests than can be answered: later it can work
          ├─ UnavailableError         the model cannot answer now
          ├─ DeadlineExceededError    no answer in time
+         ├─ RequestTimeoutError      the request reached the service too slowly
          ├─ InternalError            something broke in the service
          ├─ NotServedError           the service has no such operation
          ├─ ConnectionFailedError    the service could not be reached, or hung up
@@ -30,6 +32,9 @@ Arguments that never leave this process raise Python's own `TypeError`, `ValueEr
 from __future__ import annotations
 
 from whybox_proto.errors import ERRORS
+
+# What has no row in `ERRORS`, because no service says it, and yet may pass.
+_MAY_PASS = frozenset({"connection_failed"})
 
 
 class WhyboxError(Exception):
@@ -43,6 +48,7 @@ class WhyboxError(Exception):
         expected: what that field takes.
         got: what came.
         request_id: finds the request in the service's logs.
+        retry_after: seconds after which the service wants to be asked again; None where it did not say.
     """
 
     default_type = "internal"
@@ -56,6 +62,7 @@ class WhyboxError(Exception):
         expected: str = "",
         got: str = "",
         request_id: str = "",
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.type = type or self.default_type
@@ -64,11 +71,16 @@ class WhyboxError(Exception):
         self.expected = expected
         self.got = got
         self.request_id = request_id
+        self.retry_after = retry_after
 
     @property
     def retryable(self) -> bool:
-        """Whether asking the same again, later, can help."""
-        return self.type in ERRORS and ERRORS[self.type].retryable
+        """Whether asking the same again, later, can help.
+
+        After a `DeadlineExceededError` it can with more time; so the client does not do that by itself.
+        """
+        row = ERRORS.get(self.type)
+        return row.retryable if row else self.type in _MAY_PASS
 
     def __str__(self) -> str:
         facts = [
@@ -104,6 +116,12 @@ class InvalidImageError(RequestError):
     """There is no picture, or it cannot be decoded."""
 
     default_type = "invalid_image"
+
+
+class UnauthenticatedError(RequestError):
+    """The request carries no key, or one that the service does not know."""
+
+    default_type = "unauthenticated"
 
 
 class UnknownNameError(RequestError):
@@ -169,7 +187,7 @@ class ServiceError(WhyboxError):
 
 
 class OverloadedError(ServiceError):
-    """The model's queue is full."""
+    """There are more requests than can be answered; `retry_after` says when to ask again."""
 
     default_type = "overloaded"
 
@@ -184,6 +202,12 @@ class DeadlineExceededError(ServiceError):
     """No answer came in time."""
 
     default_type = "deadline_exceeded"
+
+
+class RequestTimeoutError(ServiceError):
+    """The request reached the service so slowly that it stopped reading."""
+
+    default_type = "request_timeout"
 
 
 class InternalError(ServiceError):
@@ -220,10 +244,12 @@ CLASSES: dict[str, type[WhyboxError]] = {
     "unknown_parameter": UnknownParameterError,
     "missing_image": InvalidImageError,
     "invalid_image": InvalidImageError,
+    "unauthenticated": UnauthenticatedError,
     "unknown_model": UnknownModelError,
     "not_found": NotFoundError,
     "method_not_allowed": InvalidRequestError,
     "not_acceptable": InvalidRequestError,
+    "request_timeout": RequestTimeoutError,
     "request_too_large": RequestTooLargeError,
     "unsupported_media_type": InvalidRequestError,
     "response_too_large": ResponseTooLargeError,

@@ -27,11 +27,14 @@ T = TypeVar("T")
 _PAGE_SIZE = 1000
 
 
-def models(*, timeout: float | None = None, request_id: str | None = None) -> Flow[list[Model]]:
+def models(
+    *, timeout: float | None = None, retries: int | None = None, request_id: str | None = None
+) -> Flow[list[Model]]:
     """List the models that are served, and what can be asked of each.
 
     Args:
-        timeout: seconds to wait for an answer; None: the client's own.
+        timeout: seconds to wait for an answer, all attempts together; None: the client's own.
+        retries: how often to ask again where that is safe and can help; None: as the client says.
         request_id: the id under which the service logs the request; None: a new one.
 
     Raises:
@@ -40,7 +43,7 @@ def models(*, timeout: float | None = None, request_id: str | None = None) -> Fl
     listed: list[Model] = []
     request = explainer_pb2.ListModelsRequest(page_size=_PAGE_SIZE)
     while True:
-        reply = yield _call(LIST_MODELS, request, timeout, request_id)
+        reply = yield _call(LIST_MODELS, request, timeout, retries, request_id)
         page, token = _read(reply, explainer_pb2.ListModelsResponse(), _page)
         listed += page
         if not token:
@@ -53,6 +56,7 @@ def model(
     *,
     model_version: str = "",
     timeout: float | None = None,
+    retries: int | None = None,
     request_id: str | None = None,
 ) -> Flow[Model]:
     """Describe one model: its labels, methods with their parameters and defaults, layers and NMS.
@@ -60,7 +64,8 @@ def model(
     Args:
         name: name of the model.
         model_version: empty: the default version.
-        timeout: seconds to wait for an answer; None: the client's own.
+        timeout: seconds to wait for an answer, all attempts together; None: the client's own.
+        retries: how often to ask again where that is safe and can help; None: as the client says.
         request_id: the id under which the service logs the request; None: a new one.
 
     Raises:
@@ -68,7 +73,7 @@ def model(
         WhyboxError: what else went wrong, as `whybox_client.errors` draws it.
     """
     request = explainer_pb2.GetModelRequest(model=name, model_version=model_version)
-    reply = yield _call(GET_MODEL, request, timeout, request_id)
+    reply = yield _call(GET_MODEL, request, timeout, retries, request_id)
     return _read(reply, types_pb2.Model(), Model.from_message)
 
 
@@ -85,6 +90,7 @@ def detect(
     model_version: str = "",
     image_format: ImageFormat = "png",
     timeout: float | None = None,
+    retries: int | None = None,
     request_id: str | None = None,
 ) -> Flow[Detections]:
     """Find the objects in an image.
@@ -100,7 +106,8 @@ def detect(
         nms: kind of NMS, or kind and numbers; None: the model's own.
         model_version: empty: the default version.
         image_format: how pixels (Pillow, NumPy) are sent: ``png`` (exact) or ``jpeg`` (smaller).
-        timeout: seconds to wait for an answer; None: the client's own.
+        timeout: seconds to wait for an answer, all attempts together; None: the client's own.
+        retries: how often to ask again where that is safe and can help; None: as the client says.
         request_id: the id under which the service logs the request; None: a new one.
 
     Raises:
@@ -122,7 +129,7 @@ def detect(
         nms=nms,
         model_version=model_version,
     )
-    reply = yield _call(DETECT, request, timeout, request_id)
+    reply = yield _call(DETECT, request, timeout, retries, request_id)
     return _read(
         reply,
         explainer_pb2.DetectResponse(),
@@ -151,6 +158,7 @@ def explain(
     model_version: str = "",
     image_format: ImageFormat = "png",
     timeout: float | None = None,
+    retries: int | None = None,
     request_id: str | None = None,
 ) -> Flow[Explanation]:
     """Find the objects in an image, and show what the model looked at for each.
@@ -176,7 +184,8 @@ def explain(
         max_side: longest side of a map made in pixel space; None: 512.
         model_version: empty: the default version.
         image_format: how pixels (Pillow, NumPy) are sent: ``png`` (exact) or ``jpeg`` (smaller).
-        timeout: seconds to wait for an answer; None: the client's own.
+        timeout: seconds to wait for an answer, all attempts together; None: the client's own.
+        retries: how often to ask again where that is safe and can help; None: as the client says.
         request_id: the id under which the service logs the request; None: a new one.
 
     Raises:
@@ -206,7 +215,7 @@ def explain(
         encoding=encoding,
         max_side=max_side,
     )
-    reply = yield _call(EXPLAIN, request, timeout, request_id)
+    reply = yield _call(EXPLAIN, request, timeout, retries, request_id)
     return _read(
         reply,
         explainer_pb2.ExplainResponse(),
@@ -217,18 +226,26 @@ def explain(
 def ready(*, timeout: float = 5.0) -> Flow[bool]:
     """Tell whether the service is there and can answer; False too where nothing can be reached.
 
+    It is asked once: what is told is how things are now.
+
     Args:
         timeout: seconds to wait for an answer.
     """
     try:
-        yield _call(READY, empty_pb2.Empty(), timeout, None)
+        yield _call(READY, empty_pb2.Empty(), timeout, 0, None)
     except ServiceError:
         return False
     return True
 
 
-def _call(operation: Operation, request: Message, timeout: float | None, request_id: str | None) -> Call:
-    return Call(operation, request, request_id or uuid.uuid4().hex, timeout)
+def _call(
+    operation: Operation,
+    request: Message,
+    timeout: float | None,
+    retries: int | None,
+    request_id: str | None,
+) -> Call:
+    return Call(operation, request, request_id or uuid.uuid4().hex, timeout, retries)
 
 
 def _page(response: explainer_pb2.ListModelsResponse) -> tuple[list[Model], str]:

@@ -19,18 +19,21 @@ class Operation:
         rpc: full name of the gRPC method.
         verb: HTTP verb; with ``GET`` the request's fields go into path and query.
         path: REST path, with the request's fields in braces.
+        safe: whether asking twice does no more than asking once, so that a client may do so by itself. An
+            operation that starts, changes or ends something is not.
     """
 
     rpc: str
     verb: str
     path: str
+    safe: bool
 
 
-LIST_MODELS = Operation("/whybox.v1.Explainer/ListModels", "GET", "/v1/models")
-GET_MODEL = Operation("/whybox.v1.Explainer/GetModel", "GET", "/v1/models/{model}")
-DETECT = Operation("/whybox.v1.Explainer/Detect", "POST", "/v1/models/{model}:detect")
-EXPLAIN = Operation("/whybox.v1.Explainer/Explain", "POST", "/v1/models/{model}:explain")
-READY = Operation("/grpc.health.v1.Health/Check", "GET", "/readyz")
+LIST_MODELS = Operation("/whybox.v1.Explainer/ListModels", "GET", "/v1/models", safe=True)
+GET_MODEL = Operation("/whybox.v1.Explainer/GetModel", "GET", "/v1/models/{model}", safe=True)
+DETECT = Operation("/whybox.v1.Explainer/Detect", "POST", "/v1/models/{model}:detect", safe=True)
+EXPLAIN = Operation("/whybox.v1.Explainer/Explain", "POST", "/v1/models/{model}:explain", safe=True)
+READY = Operation("/grpc.health.v1.Health/Check", "GET", "/readyz", safe=True)
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,16 @@ class Call:
     Attributes:
         operation: what is asked.
         request: the message that asks it.
-        request_id: the id under which the service logs it.
-        timeout: seconds until the answer is of no use; None: the client's own timeout.
+        request_id: the id under which the service logs it; every attempt has the same.
+        timeout: seconds until the answer is of no use, all attempts together; None: the client's own.
+        retries: how often it is asked again; None: as the client says.
     """
 
     operation: Operation
     request: Message
     request_id: str
     timeout: float | None
+    retries: int | None = None
 
 
 @dataclass(frozen=True)

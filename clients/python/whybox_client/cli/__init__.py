@@ -1,18 +1,25 @@
 """`whybox` on the command line.
 
-Exit codes: 0 all done; 1 an image, a recipe or the request was refused; 2 the command line is wrong; 3 the
-service could not be reached or broke down.
+Exit codes: 0 all done; 1 an image, a recipe or the request was refused, or `doctor` found a problem; 2 the
+command line is wrong; 3 the service could not be reached or broke down, and nothing else was wrong;
+130 Ctrl-C.
 """
 
 from __future__ import annotations
 
 import click
 
+from whybox_client.cli.completion import completion
 from whybox_client.cli.detect import detect
+from whybox_client.cli.doctor import doctor
 from whybox_client.cli.explain import explain
 from whybox_client.cli.failures import failure_of
+from whybox_client.cli.keys import keys
 from whybox_client.cli.models import models
 from whybox_client.cli.serve import serve
+
+# What a shell says of a program that SIGINT ended.
+_INTERRUPTED = 128 + 2
 
 
 class _OneLineErrors(click.Group):
@@ -21,6 +28,9 @@ class _OneLineErrors(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo(err=True)  # the line that ^C is on
+            ctx.exit(_INTERRUPTED)
         except Exception as error:
             if (failure := failure_of(error)) is None:
                 raise
@@ -33,5 +43,5 @@ def main() -> None:
     """Why this box? Ask object detectors what they looked at."""
 
 
-for command in (serve, models, detect, explain):
+for command in (serve, models, detect, explain, keys, doctor, completion):
     main.add_command(command)

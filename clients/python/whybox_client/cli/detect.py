@@ -25,24 +25,34 @@ def detect(
     score_threshold: float | None,
     labels: tuple[str, ...],
     timeout: float,
+    retries: int,
+    jobs: int,
+    recursive: bool,
+    continue_on_error: bool,
     max_detections: int | None,
     as_json: bool,
 ) -> None:
-    """Find the objects in images."""
-    from whybox_client.cli.progress import for_each
+    """Find the objects in images, or in the images of folders."""
+    from whybox_client.cli.progress import files_of, for_each
 
-    with options.connect(url, timeout=timeout) as client:
-        name = options.choose_model(client, model)
+    files = files_of(images, recursive)
+    with options.connect(url, timeout=timeout, retries=retries) as client:
 
-        def work(image: str) -> str:
-            found = client.detect(
-                name, image, score_threshold=score_threshold, max_detections=max_detections, labels=labels
-            )
+        def tell(file: str, found: Detections) -> str:
             if as_json:
-                return json.dumps({"file": image, **found.to_dict()})
-            return f"{image}\n{_listed(found)}\n"
+                return json.dumps({"file": file, **found.to_dict()})
+            return f"{file}\n{_listed(found)}\n"
 
-        for_each(images, work)
+        answers = client.detect_many(
+            options.choose_model(client, model),
+            iter(files),
+            on_error="return",
+            concurrency=jobs,
+            score_threshold=score_threshold,
+            max_detections=max_detections,
+            labels=labels,
+        )
+        for_each(files, answers, tell, continue_on_error=continue_on_error)
 
 
 def _listed(found: Detections) -> str:

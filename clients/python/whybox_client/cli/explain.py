@@ -12,6 +12,7 @@ import click
 from whybox_client.cli import options
 
 if TYPE_CHECKING:
+    from whybox_client import Explanation
     from whybox_client.models import ParameterValue
 
 
@@ -76,6 +77,10 @@ def explain(
     score_threshold: float | None,
     labels: tuple[str, ...],
     timeout: float,
+    retries: int,
+    jobs: int,
+    recursive: bool,
+    continue_on_error: bool,
     targets: list[str],
     method: str | None,
     layer: str | None,
@@ -83,37 +88,40 @@ def explain(
     max_detections: int,
     out: Path,
 ) -> None:
-    """Show what the model looked at for each object in images.
+    """Show what the model looked at for each object in images, or in the images of folders.
 
     Writes NAME-explained.png (one row a detection: its box, then a map per target) and
     NAME-explained.json for each image.
     """
-    from whybox_client.cli.progress import for_each
+    from whybox_client.cli.progress import files_of, for_each
 
-    with options.connect(url, timeout=timeout) as client:
+    files = files_of(images, recursive, leave_out=out)
+    with options.connect(url, timeout=timeout, retries=retries) as client:
         name = options.choose_model(client, model)
         out.mkdir(parents=True, exist_ok=True)
-        stems = _stems(images)
+        stems = _stems(files)
 
-        def work(image: str) -> str:
-            explanation = client.explain(
-                name,
-                image,
-                method=method,
-                targets=targets,
-                layer=layer,
-                params=params,
-                score_threshold=score_threshold,
-                max_detections=max_detections,
-                labels=labels,
-            )
-            picture = out / f"{stems[image]}-explained.png"
+        def tell(file: str, explanation: Explanation) -> str:
+            picture = out / f"{stems[file]}-explained.png"
             explanation.save(picture)
-            answer = {"file": image, "picture": picture.name, **explanation.to_dict()}
+            answer = {"file": file, "picture": picture.name, **explanation.to_dict()}
             picture.with_suffix(".json").write_text(json.dumps(answer, indent=2) + "\n")
-            return f"{image}: {len(explanation)} detections -> {picture}"
+            return f"{file}: {len(explanation)} detections -> {picture}"
 
-        for_each(images, work)
+        answers = client.explain_many(
+            name,
+            iter(files),
+            on_error="return",
+            concurrency=jobs,
+            method=method,
+            targets=targets,
+            layer=layer,
+            params=params,
+            score_threshold=score_threshold,
+            max_detections=max_detections,
+            labels=labels,
+        )
+        for_each(files, answers, tell, continue_on_error=continue_on_error)
 
 
 def _stems(images: Sequence[str]) -> dict[str, str]:

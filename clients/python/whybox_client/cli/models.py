@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from whybox_client.cli import options
+from whybox_client.cli import names, options
 from whybox_client.cli.failures import Failure, needs_extra
 from whybox_client.cli.tables import table
 
@@ -46,7 +46,7 @@ def models(ctx: click.Context, url: str, as_json: bool) -> None:
 
 
 @models.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names.complete_model)
 @click.option("--url", help="The service.  [default: that of `whybox models`]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj

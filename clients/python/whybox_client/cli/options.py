@@ -8,29 +8,70 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from whybox_client import defaults
+from whybox_client.cli import names
 
 if TYPE_CHECKING:
     from whybox_client import Client
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-url = click.option(
-    "--url",
-    envvar="WHYBOX_URL",
-    default=defaults.URL,
-    show_default=True,
-    show_envvar=True,
-    help="The service: http://HOST:PORT for REST, grpc://HOST:PORT for gRPC.",
-)
+_CERTIFICATES = ("ca", "certificate", "certificate_key")
+
+
+def url(command: F) -> F:
+    """Add where the service is, and the certificates of TLS; `connect` finds those by itself.
+
+    The API key is no option: others on the machine see command lines. It is WHYBOX_API_KEY.
+    """
+    for decorate in (
+        *(
+            click.option(
+                f"--{name}",
+                type=click.Path(exists=True, dir_okay=False),
+                envvar=f"WHYBOX_{variable}",
+                show_envvar=True,
+                expose_value=False,
+                callback=_keep,
+                help=text,
+            )
+            for name, variable, text in (
+                ("certificate-key", "CLIENT_KEY", "PEM file of that certificate's private key."),
+                ("certificate", "CLIENT_CERTIFICATE", "PEM file of the certificate shown to the service."),
+                ("ca", "CA", "PEM file of the authorities that the service's certificate comes from."),
+            )
+        ),
+        click.option(
+            "--url",
+            envvar="WHYBOX_URL",
+            default=defaults.URL,
+            show_default=True,
+            show_envvar=True,
+            help="The service: http:// or https://HOST:PORT for REST, grpc:// or grpcs://HOST:PORT for gRPC.",
+        ),
+    ):
+        command = decorate(command)
+    return command
+
+
+def _keep(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None:
+        ctx.meta[f"{__name__}.{parameter.name}"] = value
+    return value
 
 
 def of_images(command: F) -> F:
     """Add what `detect` and `explain` share: the images, the service, and which detections are wanted."""
     for decorate in reversed(
         (
-            click.argument("images", nargs=-1, required=True, metavar="IMAGE..."),
+            click.argument("images", nargs=-1, required=True, metavar="IMAGE|FOLDER...", type=click.Path()),
             url,
-            click.option("-m", "--model", metavar="NAME", help="The model; needed where several are served."),
+            click.option(
+                "-m",
+                "--model",
+                metavar="NAME",
+                shell_complete=names.complete_model,
+                help="The model; needed where several are served.",
+            ),
             click.option(
                 "--score-threshold",
                 type=click.FloatRange(0, 1),
@@ -44,7 +85,29 @@ def of_images(command: F) -> F:
                 type=click.FloatRange(min=0, min_open=True),
                 default=defaults.TIMEOUT,
                 show_default=True,
-                help="Seconds to wait for an image.",
+                help="Seconds to wait for an image, all attempts together.",
+            ),
+            click.option(
+                "--retries",
+                type=click.IntRange(min=0),
+                default=defaults.RETRIES,
+                show_default=True,
+                help="How often an image is sent again where that can help.",
+            ),
+            click.option(
+                "-j",
+                "--jobs",
+                type=click.IntRange(min=1),
+                default=defaults.CONCURRENCY,
+                show_default=True,
+                help="Most images under way at one time.",
+            ),
+            click.option("-r", "--recursive", is_flag=True, help="Of a folder, the folders below too."),
+            click.option(
+                "--continue-on-error/--stop-on-error",
+                default=True,
+                show_default=True,
+                help="Whether the others go on when an image fails. What would fail for all stops at once.",
             ),
         )
     ):
@@ -56,8 +119,13 @@ def connect(address: str, **settings: Any) -> Client:
     """Open the client that a command uses; a malformed URL is an error of the command line."""
     from whybox_client import Client
 
+    meta = click.get_current_context().meta
+    ca, certificate, key = (meta.get(f"{__name__}.{name}") for name in _CERTIFICATES)
+    if (certificate is None) != (key is None):
+        raise click.UsageError("--certificate and --certificate-key go together")
+    pair = (certificate, key) if certificate and key else None
     try:
-        return Client(address, **settings)
+        return Client(address, ca=ca, certificate=pair, **settings)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 

@@ -36,6 +36,20 @@ _PORT = click.IntRange(0, 65535)
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for TorchServe's logs.  [default: one that is gone afterwards]",
 )
+@click.option(
+    "--max-restarts",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="Within ten minutes: how often TorchServe, or the gateway, is started again before all ends.",
+)
+@click.option(
+    "--hung-seconds",
+    type=click.FloatRange(min=1),
+    default=30,
+    show_default=True,
+    help="How long either may leave every question unanswered before it is killed and started again.",
+)
 @click.pass_context
 def serve(
     ctx: click.Context,
@@ -46,6 +60,8 @@ def serve(
     models: tuple[str, ...],
     ready_file: Path | None,
     log_dir: Path | None,
+    max_restarts: int,
+    hung_seconds: float,
 ) -> None:
     """Serve the models of a folder over REST and gRPC until Ctrl-C."""
     if missing := [module for module in _NEEDED if find_spec(module) is None]:
@@ -61,5 +77,7 @@ def serve(
             grpc_port,
             ready_file=ready_file,
             log_dir=log_dir,
+            max_restarts=max_restarts,
+            hung_seconds=hung_seconds,
         )
     )

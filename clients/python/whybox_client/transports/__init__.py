@@ -5,65 +5,75 @@ from __future__ import annotations
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from whybox_client.transports.credentials import Credentials
+from whybox_client.transports.lines import Line
 from whybox_client.wire import Call, Reply
+
+ANONYMOUS = Credentials()
 
 
 class Transport(Protocol):
     """Sends calls and waits.
 
     `send` waits at most about `timeout` seconds, and raises a `WhyboxError` for whatever goes wrong, the
-    errors of foreign libraries included.
+    errors of foreign libraries included; or a `HungUpError` if the line hangs up meanwhile, or the
+    transport is closed.
     """
 
-    def send(self, call: Call, timeout: float) -> Reply: ...
+    def send(self, call: Call, timeout: float, line: Line) -> Reply: ...
 
     def close(self) -> None: ...
 
 
 class AsyncTransport(Protocol):
-    """The same for asyncio."""
+    """The same for asyncio; who cancels the task hangs up."""
 
     async def send(self, call: Call, timeout: float) -> Reply: ...
 
     async def aclose(self) -> None: ...
 
 
-def connect(url: str) -> Transport:
+def connect(url: str, credentials: Credentials = ANONYMOUS) -> Transport:
     """Choose the transport that a URL names. Nothing is sent yet.
 
     Raises:
-        ValueError: for a URL that names none.
+        ValueError: for a URL that names none, or a certificate that cannot be used.
     """
     if _speaks_grpc(url):
         from whybox_client.transports.rpc import RpcTransport
 
-        return RpcTransport(urlsplit(url).netloc)
+        return RpcTransport(url, credentials)
     from whybox_client.transports.rest import RestTransport
 
-    return RestTransport(url)
+    return RestTransport(url, credentials)
 
 
-def connect_async(url: str) -> AsyncTransport:
+def connect_async(url: str, credentials: Credentials = ANONYMOUS) -> AsyncTransport:
     """Choose the asyncio transport that a URL names. Nothing is sent yet.
 
     Raises:
-        ValueError: for a URL that names none.
+        ValueError: for a URL that names none, or a certificate that cannot be used.
     """
     if _speaks_grpc(url):
         from whybox_client.transports.rpc import AsyncRpcTransport
 
-        return AsyncRpcTransport(urlsplit(url).netloc)
+        return AsyncRpcTransport(url, credentials)
     from whybox_client.transports.rest import AsyncRestTransport
 
-    return AsyncRestTransport(url)
+    return AsyncRestTransport(url, credentials)
 
 
 def _speaks_grpc(url: str) -> bool:
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https", "grpc") or not parts.hostname:
-        raise ValueError(f"a URL is http://HOST:PORT, https://HOST:PORT or grpc://HOST:PORT; got {url!r}")
-    if parts.scheme == "grpc":
+    if "@" in parts.netloc:
+        raise ValueError("a URL has no user and no password; the key is `api_key`, or WHYBOX_API_KEY")
+    if parts.scheme not in ("http", "https", "grpc", "grpcs") or not parts.hostname:
+        raise ValueError(
+            "a URL is http://HOST:PORT or grpc://HOST:PORT, with TLS https://HOST:PORT or grpcs://HOST:PORT; "
+            f"got {url!r}"
+        )
+    if parts.scheme in ("grpc", "grpcs"):
         if parts.path not in ("", "/") or parts.port is None:
-            raise ValueError(f"a gRPC URL is grpc://HOST:PORT and nothing more; got {url!r}")
+            raise ValueError(f"a gRPC URL is {parts.scheme}://HOST:PORT and nothing more; got {url!r}")
         return True
     return False

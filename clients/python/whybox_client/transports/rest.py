@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
+import threading
+import weakref
+from concurrent.futures import CancelledError
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 
 from whybox_client import errors
+from whybox_client.transports import advice
+from whybox_client.transports.background import Background
+from whybox_client.transports.credentials import Credentials
+from whybox_client.transports.lines import HungUpError, Line
 from whybox_client.wire import READY, Call, Reply
 
 _PROTOBUF = "application/x-protobuf"
@@ -19,7 +29,9 @@ _CONNECT_S = 10.0
 
 #: What an HTTP status means where the answer is not a problem of the service's own (a proxy's, say).
 STATUS_CLASSES: dict[int, type[errors.WhyboxError]] = {
+    401: errors.UnauthenticatedError,
     404: errors.NotFoundError,
+    408: errors.RequestTimeoutError,
     413: errors.RequestTooLargeError,
     429: errors.OverloadedError,
     500: errors.InternalError,
@@ -39,48 +51,69 @@ FOREIGN_CLASSES: tuple[tuple[type[httpx.RequestError], type[errors.WhyboxError]]
 
 
 class RestTransport:
-    """Sends calls over HTTP and waits; keeps its connections alive."""
+    """Sends calls over HTTP and waits; keeps its connections alive.
 
-    def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/")
-        self._http = httpx.Client(verify=_verify(url))
+    It is an `AsyncRestTransport` on an event loop of its own; `background` says why.
+    """
 
-    def send(self, call: Call, timeout: float) -> Reply:
+    def __init__(self, url: str, credentials: Credentials) -> None:
+        self._make = partial(AsyncRestTransport, url, credentials)
+        self._lock = threading.Lock()
+        self._background = self._settle()
+
+    def send(self, call: Call, timeout: float, line: Line) -> Reply:
         """Send a call and return its reply."""
-        try:
-            response = self._http.request(**_request(self._url, call, timeout))
-        except httpx.RequestError as error:
-            raise _translate(error, call, self._url) from error
-        return _reply(response, call)
+        background = self._here()
+        future = background.start(background.tenant.send(call, timeout))
+        with line.holding(future.cancel):
+            try:
+                return future.result()
+            except CancelledError:
+                raise HungUpError from None
 
     def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
+        """Close the connections; calls that other threads wait for are called off."""
+        self._background.stop()
+
+    def _here(self) -> Background[AsyncRestTransport]:
+        """Return the event loop of this process: a forked child has connections of its own."""
+        with self._lock:
+            if self._background.process != os.getpid():
+                self._background = self._settle()
+            return self._background
+
+    def _settle(self) -> Background[AsyncRestTransport]:
+        background = Background(self._make())
+        weakref.finalize(self, background.stop)
+        return background
 
 
 class AsyncRestTransport:
     """The same for asyncio."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, credentials: Credentials) -> None:
         self._url = url.rstrip("/")
-        self._http = httpx.AsyncClient(verify=_verify(url))
+        # Plain HTTP needs no certificates, and reading them takes longer than a call.
+        verify = credentials.context() if url.startswith("https:") else False
+        self._http = httpx.AsyncClient(verify=verify, headers=credentials.headers)
 
     async def send(self, call: Call, timeout: float) -> Reply:
         """Send a call and return its reply."""
         try:
-            response = await self._http.request(**_request(self._url, call, timeout))
+            # httpx bounds each read and each write; this bounds their sum.
+            async with asyncio.timeout(timeout + _GRACE_S):
+                response = await self._http.request(**_request(self._url, call, timeout))
         except httpx.RequestError as error:
             raise _translate(error, call, self._url) from error
+        except TimeoutError as error:
+            raise errors.DeadlineExceededError(
+                f"{self._url}: no whole answer within {timeout:g} s", request_id=call.request_id
+            ) from error
         return _reply(response, call)
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
-
-
-def _verify(url: str) -> bool:
-    """Plain HTTP needs no certificates, and reading them takes longer than a call."""
-    return url.startswith("https:")
 
 
 def _request(url: str, call: Call, timeout: float) -> dict[str, Any]:
@@ -92,9 +125,9 @@ def _request(url: str, call: Call, timeout: float) -> dict[str, Any]:
         "headers": {
             "Accept": _PROTOBUF,
             "X-Request-Id": call.request_id,
-            "X-Request-Timeout": f"{timeout:g}",
+            "X-Request-Timeout": f"{max(timeout, 0.001):.3f}".rstrip("0").rstrip("."),
         },
-        "timeout": httpx.Timeout(timeout + _GRACE_S, connect=min(timeout, _CONNECT_S)),
+        "timeout": httpx.Timeout(timeout + _GRACE_S, connect=min(max(timeout, _GRACE_S), _CONNECT_S)),
     }
     if call.operation.verb == "POST":
         request["headers"]["Content-Type"] = _PROTOBUF
@@ -144,6 +177,7 @@ def _problem(response: httpx.Response, media_type: str, request_id: str) -> erro
         return _class_of(response.status_code)(
             f"the address answered {response.status_code} {response.reason_phrase}".rstrip(),
             request_id=request_id,
+            retry_after=advice.of_header(response.headers.get("Retry-After")),
         )
     name = re.split("[/:#]", str(problem.get("type", "")))[-1]  # the last part of a URI
     return errors.CLASSES.get(name, _class_of(response.status_code))(
@@ -153,6 +187,8 @@ def _problem(response: httpx.Response, media_type: str, request_id: str) -> erro
         expected=str(problem.get("expected") or ""),
         got=str(problem.get("got") or ""),
         request_id=str(problem.get("request_id") or request_id),
+        retry_after=advice.of_seconds(problem.get("retry_after_seconds"))
+        or advice.of_header(response.headers.get("Retry-After")),
     )
 
 
@@ -166,4 +202,4 @@ def _class_of(status: int) -> type[errors.WhyboxError]:
 
 def _translate(error: httpx.RequestError, call: Call, url: str) -> errors.WhyboxError:
     kind = next(ours for theirs, ours in FOREIGN_CLASSES if isinstance(error, theirs))
-    return kind(f"{url}: {error or type(error).__name__}", request_id=call.request_id)
+    return kind(f"{url}: {str(error) or type(error).__name__}", request_id=call.request_id)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 import grpc
-from google.rpc import status_pb2
+from google.rpc import error_details_pb2, status_pb2
 
 from whybox_client import errors
+from whybox_client.transports import advice
+from whybox_client.transports.credentials import Credentials
+from whybox_client.transports.lines import HungUpError, Line
 from whybox_client.wire import READY, Call, Reply
 from whybox_proto.v1 import explainer_pb2
 
@@ -41,7 +45,7 @@ CODE_CLASSES: dict[str, type[errors.WhyboxError]] = {
     "INTERNAL": errors.InternalError,
     "UNAVAILABLE": errors.ConnectionFailedError,
     "DATA_LOSS": errors.InvalidAnswerError,
-    "UNAUTHENTICATED": errors.RequestError,
+    "UNAUTHENTICATED": errors.UnauthenticatedError,
 }
 
 _Metadata: TypeAlias = Any  # a sequence of (key, value), of a class of its own in each of grpc's two halves
@@ -50,50 +54,86 @@ _Metadata: TypeAlias = Any  # a sequence of (key, value), of a class of its own 
 class RpcTransport:
     """Sends calls over one gRPC channel and waits."""
 
-    def __init__(self, target: str) -> None:
-        self._target = target
-        self._channel = grpc.insecure_channel(target, options=_OPTIONS)
+    def __init__(self, url: str, credentials: Credentials) -> None:
+        self._url = url
+        self._headers = tuple(credentials.headers.items())
+        target, tls = _target(url), _tls(url, credentials)
+        self._channel = (
+            grpc.insecure_channel(target, options=_OPTIONS)
+            if tls is None
+            else grpc.secure_channel(target, tls, options=_OPTIONS)
+        )
 
-    def send(self, call: Call, timeout: float) -> Reply:
+    def send(self, call: Call, timeout: float, line: Line) -> Reply:
         """Send a call and return its reply."""
         method = self._channel.unary_unary(call.operation.rpc, _as_it_is, _as_it_is)
-        try:
-            body, answer = method.with_call(
-                call.request.SerializeToString(), timeout=timeout, metadata=((_REQUEST_ID, call.request_id),)
-            )
-        except grpc.RpcError as error:
-            raise _translate(error, call, self._target) from error
+        answer = method.future(
+            call.request.SerializeToString(),
+            timeout=timeout,
+            metadata=((_REQUEST_ID, call.request_id), *self._headers),
+        )
+        with line.holding(answer.cancel):
+            try:
+                body = answer.result()
+            except grpc.FutureCancelledError:
+                raise HungUpError from None
+            except grpc.RpcError as error:
+                raise _translate(error, call, self._url) from error
         return _reply(body, answer.initial_metadata(), call)
 
     def close(self) -> None:
-        """Close the channel."""
+        """Close the channel; calls that other threads wait for are called off."""
         self._channel.close()
 
 
 class AsyncRpcTransport:
     """The same for asyncio; its channel opens in the event loop of the first call."""
 
-    def __init__(self, target: str) -> None:
-        self._target = target
+    def __init__(self, url: str, credentials: Credentials) -> None:
+        self._url = url
+        self._headers = tuple(credentials.headers.items())
+        self._tls = _tls(url, credentials)
         self._channel: grpc.aio.Channel | None = None
 
     async def send(self, call: Call, timeout: float) -> Reply:
         """Send a call and return its reply."""
         if self._channel is None:
-            self._channel = grpc.aio.insecure_channel(self._target, options=_OPTIONS)
+            target = _target(self._url)
+            self._channel = (
+                grpc.aio.insecure_channel(target, options=_OPTIONS)
+                if self._tls is None
+                else grpc.aio.secure_channel(target, self._tls, options=_OPTIONS)
+            )
         answer = self._channel.unary_unary(call.operation.rpc, _as_it_is, _as_it_is)(
-            call.request.SerializeToString(), timeout=timeout, metadata=((_REQUEST_ID, call.request_id),)
+            call.request.SerializeToString(),
+            timeout=timeout,
+            metadata=((_REQUEST_ID, call.request_id), *self._headers),
         )
         try:
             body = await answer
         except grpc.aio.AioRpcError as error:
-            raise _translate(error, call, self._target) from error
+            raise _translate(error, call, self._url) from error
         return _reply(body, await answer.initial_metadata(), call)
 
     async def aclose(self) -> None:
         """Close the channel."""
         if self._channel is not None:
             await self._channel.close(grace=None)
+
+
+def _target(url: str) -> str:
+    return urlsplit(url).netloc
+
+
+def _tls(url: str, credentials: Credentials) -> grpc.ChannelCredentials | None:
+    """Return what a channel's TLS needs; None where it has none."""
+    if urlsplit(url).scheme != "grpcs":
+        return None
+    credentials.context()  # gRPC would not say what is wrong with a file before the first call
+    if credentials.certificate is None:
+        return grpc.ssl_channel_credentials(credentials.authorities())
+    certificate, key = (path.read_bytes() for path in credentials.certificate)
+    return grpc.ssl_channel_credentials(credentials.authorities(), key, certificate)
 
 
 def _as_it_is(message: bytes) -> bytes:
@@ -107,22 +147,36 @@ def _reply(body: bytes, metadata: _Metadata, call: Call) -> Reply:
     return Reply(body, dict(metadata or ()).get(_REQUEST_ID, call.request_id))
 
 
-def _translate(error: Any, call: Call, target: str) -> errors.WhyboxError:
+def _translate(error: Any, call: Call, url: str) -> errors.WhyboxError:
     """Read the service's own error from the details, or make one of the code."""
-    for key, value in error.trailing_metadata() or ():
-        if key != _DETAILS:
-            continue
-        for detail in status_pb2.Status.FromString(value).details:
-            if detail.Is(explainer_pb2.Error.DESCRIPTOR):
-                return _of_the_service(explainer_pb2.Error.FromString(detail.value), error.code(), call)
+    told, delay = _details(error.trailing_metadata())
+    if told is not None:
+        return _of_the_service(told, error.code(), call, delay)
     text = error.details() or error.code().name
     kind = CODE_CLASSES[error.code().name]
     if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in text:
         kind = errors.RequestTooLargeError  # said by the server's gRPC itself, before whybox sees the request
-    return kind(f"grpc://{target}: {text}", request_id=call.request_id)
+    return kind(f"{url}: {text}", request_id=call.request_id, retry_after=delay)
 
 
-def _of_the_service(error: explainer_pb2.Error, code: grpc.StatusCode, call: Call) -> errors.WhyboxError:
+def _details(metadata: _Metadata) -> tuple[explainer_pb2.Error | None, float | None]:
+    """Read the service's own error, and when to ask again, from the details of a status."""
+    told, delay = None, None
+    for key, value in metadata or ():
+        if key != _DETAILS:
+            continue
+        for detail in status_pb2.Status.FromString(value).details:
+            if detail.Is(explainer_pb2.Error.DESCRIPTOR):
+                told = explainer_pb2.Error.FromString(detail.value)
+            elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+                advised = error_details_pb2.RetryInfo.FromString(detail.value)
+                delay = advice.of_seconds(advised.retry_delay.ToNanoseconds() / 1e9)
+    return told, delay
+
+
+def _of_the_service(
+    error: explainer_pb2.Error, code: grpc.StatusCode, call: Call, delay: float | None
+) -> errors.WhyboxError:
     return errors.CLASSES.get(error.type, CODE_CLASSES[code.name])(
         error.message,
         type=error.type,
@@ -130,4 +184,5 @@ def _of_the_service(error: explainer_pb2.Error, code: grpc.StatusCode, call: Cal
         expected=error.expected,
         got=error.got,
         request_id=error.request_id or call.request_id,
+        retry_after=advice.of_seconds(error.retry_after_seconds) or delay,
     )
