@@ -27,6 +27,7 @@ class Address:
         rpc: name of the rpc; its request and answer are what this address takes and gives.
         summary: what it does, in a line.
         png: whether the answer can be had as a picture.
+        instances: member that answers a body of KServe V1; empty where none is read.
     """
 
     verb: str
@@ -34,6 +35,7 @@ class Address:
     rpc: str
     summary: str
     png: bool = False
+    instances: str = ""
 
     @property
     def request(self) -> Descriptor:
@@ -65,7 +67,21 @@ ADDRESSES = (
     Address("GET", "/v1/models", "ListModels", "List the models."),
     Address("GET", "/v1/models/{model}", "GetModel", "Describe a model and the state of its workers."),
     Address("POST", "/v1/models/{model}:detect", "Detect", "Find objects in a picture."),
-    Address("POST", "/v1/models/{model}:explain", "Explain", "Show what the detector looked at.", png=True),
+    Address(
+        "POST",
+        "/v1/models/{model}:explain",
+        "Explain",
+        "Show what the detector looked at.",
+        png=True,
+        instances="explanations",
+    ),
+    Address(
+        "POST",
+        "/v1/models/{model}:predict",
+        "Detect",
+        "Find objects, at the address that KServe V1 gives it.",
+        instances="predictions",
+    ),
     Address("POST", "/v1/models/{model}:evaluate", "Evaluate", "Measure how faithful the maps are."),
     Address("GET", "/v1/inversions", "ListInversions", "List layout inversions."),
     Address("POST", "/v1/inversions", "CreateInversion", "Start a layout inversion."),
