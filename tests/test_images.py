@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
+import picture_files
 from whybox.images import decode_image
 from whybox.recipe import InputLimits
+from whybox_proto import maps
 from whybox_proto.errors import ContractError
+from whybox_proto.images import decode
+from whybox_proto.v1 import types_pb2
 
 LIMITS = InputLimits(max_pixels=10_000, max_side=200)
 
@@ -95,9 +104,135 @@ def test_too_many_pixels_are_refused(size: tuple[int, int]) -> None:
     assert caught.value.got == f"{size[0]}x{size[1]}"
 
 
-def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
-    bomb = file_of(Image.new("1", (20_000, 20_000)))
-    assert len(bomb) < 100_000
+GOOD = picture_files.good()
+BAD = picture_files.bad()
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_every_kind_of_picture_has_its_pixels(name: str) -> None:
+    file = GOOD[name]
+    pixels = decode(file.data, InputLimits())
+    assert pixels.shape == file.pixels.shape
+    off = np.abs(pixels.astype(int) - file.pixels.astype(int)).max()
+    assert off <= file.tolerance
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_every_kind_of_bad_picture_is_refused(name: str) -> None:
+    file = BAD[name]
     with pytest.raises(ContractError) as caught:
-        decode_image(bomb, InputLimits())
-    assert caught.value.type in ("request_too_large", "invalid_image")
+        decode(file.data, InputLimits())
+    assert (caught.value.type, caught.value.field) == (file.type, "image")
+    assert file.says in caught.value.message
+    assert len(caught.value.got) <= 120
+
+
+@pytest.mark.parametrize("name", ["png rgba", "jpeg progressive", "webp lossless", "gif", "bmp", "tiff lzw"])
+def test_a_file_that_is_cut_anywhere_is_an_answer_or_an_error(name: str) -> None:
+    file = GOOD[name]
+    for length in [*range(0, 400, 7), *range(400, len(file.data), 101)]:
+        with contextlib.suppress(ContractError):
+            assert decode(file.data[:length], InputLimits()).shape == file.pixels.shape
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_file_with_a_wrong_byte_is_an_answer_or_an_error(name: str) -> None:
+    rng = random.Random(name)
+    data = GOOD[name].data
+    for _ in range(40):
+        at = rng.randrange(min(len(data), 600))
+        broken = data[:at] + rng.randbytes(1) + data[at + 1 :]
+        with contextlib.suppress(ContractError):
+            pixels = decode(broken, LIMITS)
+            assert pixels.dtype == np.uint8
+            assert pixels.shape[0] * pixels.shape[1] <= LIMITS.max_pixels
+
+
+def test_what_is_cut_off_is_never_made_up() -> None:
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+# What a small file would cost a decoder that believes it, and the most that it may cost here.
+BOMBS = {
+    "20000 x 20000 in one bit": ("saved(Image.new('1', (20_000, 20_000)))", 20),
+    "a canvas of 16383 x 16383": (
+        "b'RIFF\\x16\\0\\0\\0WEBPVP8X\\x0a' + bytes(7) + b'\\xfe\\x3f\\0\\xfe\\x3f\\0'",
+        20,
+    ),
+    "texts of 100 MB": ("png(RGB, 8, 2, before=chunk(b'zTXt', b'k\\0\\0' + compress(bytes(100 << 20))))", 40),
+    "a profile of 100 MB": (
+        "png(RGB, 8, 2, before=chunk(b'iCCP', b'k\\0\\0' + compress(bytes(100 << 20))))",
+        40,
+    ),
+    "2 million texts": ("png(RGB, 8, 2, before=chunk(b'tEXt', b'a\\0b') * 2_000_000)", 40),
+    "8 million comments": (
+        "gif((8, 8), (0, 0, 8, 8), before=b'!\\xfe' + b'\\x01c' * 8_000_000 + b'\\0')",
+        40,
+    ),
+    "8 million segments": ("b'\\xff\\xd8' + b'\\xff\\xfe\\0\\x02' * 8_000_000", 40),
+    "30 million bytes of padding": ("b'\\xff\\xd8' + b'\\xff' * 30_000_000", 40),
+    "values of 300 MB that overlap": (
+        "jpeg_with(saved(RGB, 'JPEG'), (0xE1, b'Exif\\0\\0II*\\0\\x08\\0\\0\\0\\x88\\x13' + b''.join("
+        "struct.pack('<HHII', 40_000 + i, 7, 60_000, 0) for i in range(5000))))",
+        40,
+    ),
+    "a tile of 40000 x 40000": ("bad()['tiff of one huge tile'].data", 20),
+    "the largest picture there may be": ("saved(Image.new('RGB', (7000, 7000)))", 900),
+    "the largest picture, transparent": (
+        "saved(Image.new('RGBA', (7000, 7000)), 'WEBP', lossless=True)",
+        1400,
+    ),
+    "the largest picture in the most scans": ("scan_bomb(7000, 85)", 900),
+}
+MEASURE = """
+import struct, sys
+from zlib import compress
+from PIL import Image
+from picture_files import *
+from whybox_proto import images
+from whybox_proto.errors import ContractError
+
+def kilobytes(name):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(name + ":"))
+
+class Limits:
+    max_pixels, max_side, max_aspect = 50_000_000, 16_384, 50
+
+images.decode(saved(RGB), Limits)
+data = eval(sys.argv[1])
+with open("/proc/self/clear_refs", "w") as peak:
+    peak.write("5")
+before = kilobytes("VmRSS")
+try:
+    images.decode(data, Limits)
+except ContractError:
+    pass
+print((kilobytes("VmHWM") - before) // 1024)
+"""
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_costs_little_memory(name: str) -> None:
+    made, megabytes = BOMBS[name]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", MEASURE, made],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) <= megabytes
+
+
+def test_maps_are_the_same_in_bands_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(size=(7, 9)).astype(np.float32)
+    made = []
+    for pixels in (1 << 20, 100, 1):
+        monkeypatch.setattr(maps, "BAND_PIXELS", pixels)
+        large = maps.enlarge(values, (-1.5, 2.0, 61.0, 43.5), 60, 50)
+        heat_map = types_pb2.HeatMap()
+        maps.encode(large, heat_map, "u8")
+        made.append((large.tobytes(), heat_map.SerializeToString()))
+    assert made[0] == made[1] == made[2]

@@ -13,6 +13,13 @@ import yaml
 
 from whybox_proto.errors import shorten, unknown_name
 
+MAX_LABELS = 20_000
+MAX_LABEL = 200
+"""Characters; so a description of a model, and a list of 1000 detections, stay far below 64 MiB."""
+
+MAX_PIXELS = 89_478_485
+"""Of the largest picture that a model may take: Pillow warns of decompression bombs beyond."""
+
 _NAME = re.compile(r"[a-z0-9]+([-._][a-z0-9]+)*")
 
 
@@ -120,6 +127,12 @@ def read_recipe(path: Path) -> Recipe:
         )
     if not recipe.labels or len(set(recipe.labels)) != len(recipe.labels):
         raise RecipeError(f"{path}: labels: expected one or more different names; got {list(recipe.labels)}")
+    longest = max(map(len, recipe.labels))
+    if len(recipe.labels) > MAX_LABELS or longest > MAX_LABEL:
+        raise RecipeError(
+            f"{path}: labels: expected at most {MAX_LABELS} of at most {MAX_LABEL} characters; "
+            f"got {len(recipe.labels)} of up to {longest}"
+        )
     _check_ranges(recipe, str(path))
     return recipe
 
@@ -134,6 +147,10 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
             least = 0 if name == "max_batch_delay_ms" else 1
             if value < least:
                 raise RecipeError(f"{where}: {section}.{name}: expected at least {least}; got {value}")
+    if recipe.input.max_pixels > MAX_PIXELS:
+        raise RecipeError(
+            f"{where}: input.max_pixels: expected at most {MAX_PIXELS}; got {recipe.input.max_pixels}"
+        )
 
 
 def dump_recipe(recipe: Recipe) -> str:

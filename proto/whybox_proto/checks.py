@@ -21,6 +21,7 @@ DEFAULT_TARGETS = ("class",)
 DEFAULT_MAX_DETECTIONS = 100
 MAX_DETECTIONS = 1000
 MAX_SIDE = 4096
+MAX_UNKNOWN_BYTES = 1 << 16
 OUTPUT_SIZES = ("feature", "image")
 DEFAULT_ENCODING = "u8"
 OUTPUT_ENCODINGS = ("u8", "f32", "png")
@@ -76,6 +77,20 @@ def check_known(message: Message, *, path: str = "") -> None:
     Raises:
         ContractError: ``unknown_field``, with the path of the message and the field's number.
     """
+    if not path:
+        known = type(message)()
+        known.CopyFrom(message)
+        known.DiscardUnknownFields()
+        extra = message.ByteSize() - known.ByteSize()
+        if extra > MAX_UNKNOWN_BYTES:  # to list millions of them would take seconds
+            raise ContractError(
+                "unknown_field",
+                f"{extra} bytes are in fields that nobody knows",
+                expected="none",
+                got=f"{extra} bytes",
+            )
+        if not extra:
+            return
     unknown = UnknownFieldSet(message)
     if len(unknown):
         number = unknown[0].field_number
@@ -134,7 +149,7 @@ def check_box(box: Sequence[float], *, field: str) -> None:
             "not a box",
             field=field,
             expected="four finite numbers [x1, y1, x2, y2] with x1 < x2 and y1 < y2",
-            got=shorten([float(f"{v:g}") for v in box]),
+            got=shorten([float(f"{v:g}") for v in box[:5]]),
         )
 
 
@@ -159,14 +174,38 @@ def _check_select(select: types_pb2.Select, model: types_pb2.Model) -> None:
         check_range(select.score_threshold, field="select.score_threshold", low=0, high=1)
     if select.HasField("max_detections"):
         check_range(select.max_detections, field="select.max_detections", low=1, high=MAX_DETECTIONS)
+    if len(select.labels) > len(model.labels):
+        raise ContractError(
+            "invalid_argument",
+            "more labels than the model has",
+            field="select.labels",
+            expected=f"at most {len(model.labels)}",
+            got=f"{len(select.labels)} labels",
+        )
     for i, label in enumerate(select.labels):
         if label not in model.labels:
             raise unknown_name("unknown_label", "label", label, model.labels, field=f"select.labels[{i}]")
+    _check_indices(select.indices)
     check_box(select.box, field="select.box")
     if select.HasField("expected"):
         raise ContractError(
             "not_implemented", "missed objects are not explained yet", field="select.expected"
         )
+
+
+def _check_indices(indices: Sequence[int]) -> None:
+    """Check that no detection is asked for twice; whether it is there shows when all are known."""
+    seen: set[int] = set()
+    for i, index in enumerate(indices[: MAX_DETECTIONS + 1]):
+        if index in seen or index >= MAX_DETECTIONS:
+            raise ContractError(
+                "invalid_argument",
+                "a detection is asked for twice" if index in seen else "there is no such detection",
+                field=f"select.indices[{i}]",
+                expected=f"each once, from 0 to {MAX_DETECTIONS - 1}",
+                got=str(index),
+            )
+        seen.add(index)
 
 
 def _check_nms(nms: types_pb2.Nms, model: types_pb2.Model) -> None:
@@ -198,9 +237,10 @@ def _check_nms(nms: types_pb2.Nms, model: types_pb2.Model) -> None:
 
 
 def _check_targets(targets: Sequence[str], method: types_pb2.Method, model: types_pb2.Model) -> None:
+    seen: set[str] = set()
     for i, target in enumerate(targets):
         field = f"targets[{i}]"
-        if target in targets[:i]:
+        if target in seen:
             raise ContractError(
                 "invalid_argument",
                 "a target is asked for twice",
@@ -208,6 +248,7 @@ def _check_targets(targets: Sequence[str], method: types_pb2.Method, model: type
                 expected="each once",
                 got=shorten(target),
             )
+        seen.add(target)
         head, colon, label = target.partition(":")
         if colon and head == "class" and "class" in method.targets:
             if label not in model.labels:
@@ -235,7 +276,7 @@ def _check_params(params: struct_pb2.Struct, method: types_pb2.Method) -> None:
                 f"{name} is not of its type",
                 field=field,
                 expected=f"{'an' if parameter.type == 'integer' else 'a'} {parameter.type}",
-                got=shorten(json_format.MessageToJson(value, indent=None)),
+                got=_shown(value),
             )
         if kind == "number_value":
             check_range(
@@ -246,6 +287,14 @@ def _check_params(params: struct_pb2.Struct, method: types_pb2.Method) -> None:
             )
         if parameter.choices and value.string_value not in parameter.choices:
             raise unknown_name("invalid_argument", name, value.string_value, parameter.choices, field=field)
+
+
+def _shown(value: struct_pb2.Value) -> str:
+    """Show a parameter's value in an error; lists and objects, which may be large, by what they are."""
+    kind = value.WhichOneof("kind")
+    if kind in ("list_value", "struct_value"):
+        return "a list" if kind == "list_value" else "an object"
+    return shorten(json_format.MessageToJson(value, indent=None))
 
 
 def _check_budget(budget: types_pb2.Budget) -> None:

@@ -6,6 +6,7 @@ Letters: h, w cells of a map; H, W pixels of the image.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from PIL import Image
 from whybox_proto.v1 import types_pb2
 
 FloatMap = NDArray[np.float32]
+
+BAND_PIXELS = 1 << 20
 
 
 def encode(values: FloatMap, heat_map: types_pb2.HeatMap, encoding: str = "u8") -> None:
@@ -39,7 +42,8 @@ def encode(values: FloatMap, heat_map: types_pb2.HeatMap, encoding: str = "u8") 
     span = high - low
     levels = np.zeros(values.shape, np.uint8)
     if span > 0:  # in double precision: float32 overflows for spans below 1e-36 and above 3e38
-        levels = np.rint((values.astype(np.float64) - low) / span * 255).astype(np.uint8)
+        for part in _bands(*values.shape):
+            levels[part] = np.rint((values[part].astype(np.float64) - low) / span * 255)
     if encoding == "u8":
         heat_map.data = levels.tobytes()
     elif encoding == "png":
@@ -88,8 +92,18 @@ def enlarge(values: FloatMap, region: tuple[float, float, float, float], width: 
     rows, row_weights = _samples(y1, y2, values.shape[0], height)
     columns, column_weights = _samples(x1, x2, values.shape[1], width)
     along_y = values[rows[0]] * row_weights[0][:, None] + values[rows[1]] * row_weights[1][:, None]
-    pixels = along_y[:, columns[0]] * column_weights[0] + along_y[:, columns[1]] * column_weights[1]
-    return pixels.astype(np.float32)
+    pixels = np.empty((height, width), np.float32)
+    for part in _bands(height, width):
+        left, right = along_y[part][:, columns[0]], along_y[part][:, columns[1]]
+        pixels[part] = left * column_weights[0] + right * column_weights[1]
+    return pixels
+
+
+def _bands(height: int, width: int) -> Iterator[slice]:
+    """Yield the rows of a picture in bands, so that values in passing take little memory."""
+    step = max(1, BAND_PIXELS // width)
+    for start in range(0, height, step):
+        yield slice(start, start + step)
 
 
 def _samples(

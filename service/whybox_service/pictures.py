@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from whybox_proto.errors import ContractError
 from whybox_proto.v1 import explainer_pb2
 from whybox_service.calls import Deadline
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 ASK_FOR_LESS = "ask for output.size=feature, fewer targets, or a smaller select.max_detections"
+ASK_FOR_MAPS = "ask for the heat map itself (Accept: application/json), or send a smaller picture"
+MAX_OVERLAY_PIXELS = 16_000_000
+"""Of a picture that is drawn on; drawing takes some 70 bytes a pixel."""
+MAX_OVERLAY_BYTES = 60 * 2**20
 BYTES_PER_CELL = {"u8": 1, "f32": 4}
 
 
@@ -46,31 +45,59 @@ def enlarge_maps(
         _check_size(total, limit)
 
 
-def draw_overlay(image: bytes, answer: explainer_pb2.ExplainResponse) -> bytes:
-    """Draw the answer's one heat map over its picture, as PNG."""
+def draw_overlay(
+    image: bytes, answer: explainer_pb2.ExplainResponse, limit: int = MAX_OVERLAY_BYTES
+) -> bytes:
+    """Draw the answer's one heat map over its picture, as PNG.
+
+    Args:
+        image: the picture as it came; it is read as the worker read it, and to the size that it found.
+        answer: of the worker.
+        limit: most bytes of the PNG.
+
+    Raises:
+        ContractError: `response_too_large`, or what is wrong with the picture.
+    """
     import io
 
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     from whybox_client.pictures import overlay
-    from whybox_proto import maps
+    from whybox_proto import images, maps
 
+    width, height = answer.image.width, answer.image.height
+    if width * height > MAX_OVERLAY_PIXELS:
+        raise _too_large("Accept", f"at most {MAX_OVERLAY_PIXELS} pixels", f"{width}x{height}", ASK_FOR_MAPS)
     (heat_map,) = answer.heat_maps
-    picture: Image.Image = ImageOps.exif_transpose(Image.open(io.BytesIO(image))).convert("RGB")
+    picture = Image.fromarray(images.decode(image, _Exactly(width, height)))
     x1, y1, x2, y2 = heat_map.region
     values = maps.enlarge(maps.decode(heat_map), (x1, y1, x2, y2), picture.width, picture.height)
     box = next(d.box for d in answer.detections if d.index == heat_map.detection_index)
     buffer = io.BytesIO()
     overlay(picture, values, box=list(box), signed=heat_map.signed).save(buffer, format="PNG")
+    if buffer.tell() > limit:
+        raise _too_large("Accept", f"at most {limit} bytes of PNG", f"{buffer.tell()} bytes", ASK_FOR_MAPS)
     return buffer.getvalue()
+
+
+class _Exactly:
+    """The limits that a picture of this size just meets, however it is turned."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.max_pixels = width * height
+        self.max_side = self.max_aspect = max(width, height)
 
 
 def _check_size(total: int, limit: int) -> None:
     if total > limit:
-        raise ContractError(
-            "response_too_large",
-            f"the answer would be too large: {ASK_FOR_LESS}",
-            field="output.size",
-            expected=f"at most {limit} bytes of heat maps",
-            got=f"{total} bytes",
-        )
+        raise _too_large("output.size", f"at most {limit} bytes of heat maps", f"{total} bytes", ASK_FOR_LESS)
+
+
+def _too_large(field: str, expected: str, got: str, advice: str) -> ContractError:
+    return ContractError(
+        "response_too_large",
+        f"the answer would be too large: {advice}",
+        field=field,
+        expected=expected,
+        got=got,
+    )

@@ -9,17 +9,24 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor
 
 from whybox_proto.errors import ERRORS, PROBLEM_JSON, type_uri
+from whybox_service.access import OPEN_OPERATIONS
 from whybox_service.calls import MAX_REQUEST_ID
 from whybox_service.operations import Operations
-from whybox_service.rest import media, schema
+from whybox_service.rest import kserve, media, schema
 from whybox_service.rest.exchange import REQUEST_ID, REQUEST_TIMEOUT
 from whybox_service.rest.routes import ADDRESSES, Address
 
 Json = dict[str, Any]
 
+_KEY = "apiKey"
+
 _HEADERS: dict[str, Json] = {
     REQUEST_ID: {"type": "string", "minLength": 1, "maxLength": MAX_REQUEST_ID, "pattern": "^[ -~]+$"},
     REQUEST_TIMEOUT: {"type": "number", "exclusiveMinimum": 0, "description": "Seconds."},
+}
+_RETRY_AFTER: Json = {
+    "schema": {"type": "integer", "minimum": 0},
+    "description": "Seconds after which asking again is worth while.",
 }
 _READY: Json = {
     "type": "object",
@@ -54,7 +61,10 @@ def document() -> Json:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
+        # Whether there are keys is the operator's choice, of which this page knows nothing.
+        "security": [{_KEY: []}, {}],
         "components": {
+            "securitySchemes": {_KEY: {"type": "http", "scheme": "bearer", "description": "An API key."}},
             "schemas": {
                 **schema.schemas([a.request for a in served], [a.response for a in served]),
                 "Problem": _problem(),
@@ -70,7 +80,7 @@ def document() -> Json:
 
 def _operation(address: Address) -> Json:
     operation: Json = {
-        "operationId": address.operation,
+        "operationId": _operation_id(address),
         "summary": address.summary,
         "parameters": [
             *({"$ref": f"#/components/parameters/{name}"} for name in _HEADERS),
@@ -92,6 +102,42 @@ def _operation(address: Address) -> Json:
     return operation
 
 
+def _operation_id(address: Address) -> str:
+    """Return the operation's name; of several addresses of one rpc the later ones go by their own verb."""
+    first = next(other for other in ADDRESSES if other.rpc == address.rpc)
+    return address.operation if address is first else address.path.rpartition(":")[2]
+
+
+def _instance(address: Address) -> Json:
+    """Return the schema of an instance of KServe V1: the request, its picture wrapped or not."""
+    described = schema.schemas([address.request], [])[address.request.name]
+    properties = described["properties"]
+    if "image" not in properties:
+        return described
+    wrapped = {
+        "type": "object",
+        "required": ["b64"],
+        "properties": {"b64": properties["image"]},
+        "additionalProperties": False,
+    }
+    return {**described, "properties": {**properties, "image": {"oneOf": [properties["image"], wrapped]}}}
+
+
+def _with_instances(plain: Json, name: str, item: Json, address: Address) -> Json:
+    """Return the schema of a plain body, or that and the one of KServe V1 where the address has both."""
+    if not address.instances:
+        return plain
+    several = {
+        "type": "object",
+        "required": [name],
+        "properties": {
+            name: {"type": "array", "minItems": 1, "maxItems": kserve.MAX_INSTANCES, "items": item}
+        },
+        "additionalProperties": False,
+    }
+    return {"oneOf": [plain, several]}
+
+
 def _body(address: Address) -> Json:
     message = schema.reference(address.request)
     binary = {"type": "string", "format": "binary"}
@@ -107,7 +153,7 @@ def _body(address: Address) -> Json:
                 },
                 "encoding": {"request": {"contentType": media.JSON}},
             },
-            media.JSON: {"schema": message},
+            media.JSON: {"schema": _with_instances(message, kserve.INSTANCES, _instance(address), address)},
             media.PROTOBUF: {"schema": binary},
             "image/*": {"schema": binary},
             media.OCTETS: {"schema": binary},
@@ -116,8 +162,9 @@ def _body(address: Address) -> Json:
 
 
 def _success(address: Address) -> Json:
+    answer = schema.reference(address.response)
     content: Json = {
-        media.JSON: {"schema": schema.reference(address.response)},
+        media.JSON: {"schema": _with_instances(answer, address.instances, answer, address)},
         media.PROTOBUF: {"schema": {"type": "string", "format": "binary"}},
     }
     if address.png:
@@ -130,6 +177,7 @@ def _operator(name: str, summary: str, kind: str, answer: Json) -> Json:
         "get": {
             "operationId": name,
             "summary": summary,
+            **({"security": []} if name in OPEN_OPERATIONS else {}),
             "parameters": [{"$ref": f"#/components/parameters/{name}"} for name in _HEADERS],
             "responses": {
                 "200": {
@@ -170,7 +218,8 @@ def _refusal(status: int) -> Json:
     rows = [row for row in ERRORS.values() if row.http_status == status]
     return {
         "description": "; ".join(f"{row.name}: {row.title}" for row in rows),
-        "headers": _answer_headers(),
+        "headers": _answer_headers()
+        | ({"Retry-After": _RETRY_AFTER} if any(r.retryable for r in rows) else {}),
         "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
 
@@ -190,6 +239,11 @@ def _problem() -> Json:
             "expected": text,
             "got": text,
             "request_id": text,
+            "retry_after_seconds": {
+                "type": "number",
+                "minimum": 0,
+                "description": "After which asking again is worth while.",
+            },
         },
     }
 

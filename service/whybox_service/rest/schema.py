@@ -7,6 +7,8 @@ from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
+from whybox_proto import checks
+from whybox_service.operations import MAX_PAGE_SIZE
 from whybox_service.rest.comments import comments
 
 Schema = dict[str, Any]
@@ -27,6 +29,26 @@ _WELL_KNOWN: dict[str, Schema] = {
     "google.protobuf.Timestamp": {"type": "string", "format": "date-time"},
     "google.protobuf.Empty": {"type": "object"},
 }
+_SHARE: Schema = {"minimum": 0, "maximum": 1}
+_BOUNDS: dict[str, Schema] = {
+    "Budget.samples": {"minimum": 1},
+    "Budget.seconds": {"exclusiveMinimum": 0},
+    "ListModelsRequest.page_size": {"maximum": MAX_PAGE_SIZE},
+    "Nms.corr_high": {"minimum": -1, "maximum": 1},
+    "Nms.corr_low": {"minimum": -1, "maximum": 1},
+    "Nms.final_threshold": _SHARE,
+    "Nms.iou_threshold": _SHARE,
+    "Nms.sigma": {"exclusiveMinimum": 0},
+    "Output.encoding": {"enum": ["", *checks.OUTPUT_ENCODINGS]},
+    "Output.max_side": {"minimum": 1, "maximum": checks.MAX_SIDE},
+    "Output.size": {"enum": ["", *checks.OUTPUT_SIZES]},
+    "Select.box": {"maxItems": 4},
+    "Select.indices": {"maxItems": checks.MAX_DETECTIONS, "uniqueItems": True},
+    "Select.max_detections": {"minimum": 1, "maximum": checks.MAX_DETECTIONS},
+    "Select.score_threshold": _SHARE,
+    "ExplainRequest.targets": {"uniqueItems": True},
+}
+"""What `whybox_proto.checks` asks of a field whatever the model."""
 
 
 def reference(descriptor: Descriptor) -> Schema:
@@ -64,8 +86,9 @@ def reachable(descriptor: Descriptor) -> Iterator[Descriptor]:
 
 def field_schema(field: FieldDescriptor) -> Schema:
     """Return the schema of one field, with what the .proto file says about it."""
-    schema = _field(field)
-    comment = comments().get(".".join(field.full_name.split(".")[-2:]))
+    name = ".".join(field.full_name.split(".")[-2:])
+    schema = {**_field(field), **_BOUNDS.get(name, {})}
+    comment = comments().get(name)
     return {**schema, "description": comment} if comment else schema
 
 
