@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import yaml
-from model_archiver.model_archiver_config import ModelArchiverConfig
-from model_archiver.model_packaging import generate_model_archive
 
 import whybox
 import whybox_proto
@@ -71,18 +73,26 @@ def _package(recipe: Recipe, weights: Path, scratch: Path, out_dir: Path) -> Non
     shutil.copyfile(str(entry.__file__), entry_file)
     config = scratch / "model-config.yaml"
     config.write_text(yaml.safe_dump(_model_config(recipe)), encoding="utf-8")
-    generate_model_archive(
-        ModelArchiverConfig(
-            model_name=recipe.name,
-            handler=str(entry_file),
-            version=recipe.version,
-            serialized_file=str(scratch / packed),
-            extra_files=str(files),
-            export_path=str(out_dir),
-            config_file=str(config),
-            force=True,
-        )
+    options = {
+        "--model-name": recipe.name,
+        "--handler": str(entry_file),
+        "--version": recipe.version,
+        "--serialized-file": str(scratch / packed),
+        "--extra-files": str(files),
+        "--export-path": str(out_dir),
+        "--config-file": str(config),
+    }
+    # A process of its own: the archiver packs in a folder of the temporary one that is named after the model, so
+    # two builds of one name would meet there.
+    (scratch / "packing").mkdir()
+    made = subprocess.run(
+        [sys.executable, "-m", "model_archiver.model_packaging", "--force", *itertools.chain(*options.items())],
+        env={**os.environ, "TMPDIR": str(scratch / "packing")},
+        capture_output=True,
+        text=True,
     )
+    if made.returncode:
+        raise RuntimeError(f"torch-model-archiver failed: {made.stderr.strip()[-500:]}")
 
 
 def _model_config(recipe: Recipe) -> dict[str, int]:
