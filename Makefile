@@ -12,7 +12,7 @@ MARS   := $(patsubst model_store/weights/%.safetensors,model_store/%.mar,$(DEMO)
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve models test lint types format proto train bench clean
+.PHONY: help setup demo serve models test lint types format proto train bench clean soak
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 10
@@ -39,6 +39,7 @@ model_store/%.mar: model_store/%.yaml model_store/weights/%.safetensors $(STAMP)
 	$(BIN)/whybox models build $< --out model_store
 
 test: $(STAMP) ## all tests
+	tests/install_system_parts.sh
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff
@@ -63,7 +64,14 @@ bench: models ## all benchmarks; each prints ratios
 	$(BIN)/python benchmarks/odam.py
 	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/gateway.py
+	$(BIN)/python benchmarks/overheads.py
+	$(BIN)/python benchmarks/overload.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/faults.py
+
+soak: $(STAMP) ## 10,000 mixed requests, then thousands made up from the description
+	$(BIN)/python benchmarks/soak.py
+	WHYBOX_CONFORMANCE_EXAMPLES=500 $(BIN)/python -m pytest tests/test_conformance_openapi.py
 
 clean: ## what was built, but for the environment
 	rm -rf out model_store/*.mar .pytest_cache .mypy_cache .ruff_cache
