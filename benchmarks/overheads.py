@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def cpu_seconds(gateway: psutil.Process, call: service.Call, options: argparse.Namespace) -> float:
-    """Processor seconds that the gateway spends on a request; what else the machine does hardly shows in it."""
+    """Processor seconds that the gateway spends on a request; other work on the machine hardly shows."""
     before = gateway.cpu_times()
     for _ in range(CPU_ROUNDS * options.requests):
         call()

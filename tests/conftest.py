@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ class Live:
         torchserve: URLs of TorchServe's `inference`, `management` and `metrics`.
         logs: folder with TorchServe's logs.
         process: the supervisor.
+        tls: whether both transports speak TLS.
     """
 
     rest: str
@@ -40,6 +41,7 @@ class Live:
     torchserve: dict[str, str]
     logs: Path
     process: psutil.Process
+    tls: bool = False
 
     @property
     def model(self) -> str:
@@ -49,18 +51,20 @@ class Live:
     @property
     def target(self) -> str:
         """The target of a gRPC channel."""
-        return self.grpc.removeprefix("grpc://")
+        return self.grpc.partition("://")[2]
 
 
 @contextmanager
-def serving(store: Path, scratch: Path, *, env: dict[str, str] | None = None) -> Iterator[Live]:
+def serving(
+    store: Path, scratch: Path, *, env: dict[str, str] | None = None, options: Sequence[str] = ()
+) -> Iterator[Live]:
     """Run `whybox serve` on free ports while the block lasts; then nothing of it is left."""
     ready_file = scratch / "ready.json"
     output = scratch / "serve.log"
-    options = ["--port", "0", "--grpc-port", "0", "--model-store", store, "--ready-file", ready_file]
+    needed = ["--port", "0", "--grpc-port", "0", "--model-store", store, "--ready-file", ready_file]
     with output.open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "whybox_client.cli", "serve", *map(str, options)],
+            [sys.executable, "-m", "whybox_client.cli", "serve", *map(str, needed), *options],
             env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
             stdout=log,
             stderr=log,
@@ -69,7 +73,7 @@ def serving(store: Path, scratch: Path, *, env: dict[str, str] | None = None) ->
     try:
         addresses = _wait_for(ready_file, process, output)
         logs = Path(addresses.pop("logs"))
-        addresses["grpc"] = "grpc://" + addresses["grpc"]
+        addresses["grpc"] = ("grpcs://" if addresses.get("tls") else "grpc://") + addresses["grpc"]
         yield Live(**addresses, logs=logs, process=psutil.Process(process.pid))
         if process.poll() is None:
             tree = psutil.Process(process.pid).children(recursive=True)

@@ -4,7 +4,7 @@
 set -euo pipefail
 
 missing=()
-for part in prometheus:prometheus promtool:prometheus chromium:chromium; do
+for part in prometheus:prometheus promtool:prometheus chromium:chromium curl:curl; do
     command -v "${part%%:*}" >/dev/null || missing+=("${part##*:}")
 done
 [ ${#missing[@]} -eq 0 ] && exit 0

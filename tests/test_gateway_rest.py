@@ -169,7 +169,8 @@ class TestBodies:
         assert fault(post(http, live, content=bytes(LIMIT + 1))) == (413, "request_too_large", "")
         assert over_grpc(live.target, "Detect", bytes(LIMIT + 1)).error["type"] == "request_too_large"
         # What is far too large gRPC itself does not read.
-        assert over_grpc(live.target, "Detect", bytes(LIMIT + (8 << 20))).error["type"] == "RESOURCE_EXHAUSTED"
+        far_too_large = bytes(LIMIT + (8 << 20))
+        assert over_grpc(live.target, "Detect", far_too_large).error["type"] == "RESOURCE_EXHAUSTED"
 
     def test_a_picture_over_the_models_limit_is_refused(self, http: httpx.Client, live: Live) -> None:
         limit = 32 << 20

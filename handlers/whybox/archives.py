@@ -82,11 +82,14 @@ def _package(recipe: Recipe, weights: Path, scratch: Path, out_dir: Path) -> Non
         "--export-path": str(out_dir),
         "--config-file": str(config),
     }
-    # A process of its own: the archiver packs in a folder of the temporary one that is named after the model, so
-    # two builds of one name would meet there.
+    # A process of its own: the archiver packs in a folder of the temporary one that is named after the model,
+    # so two builds of one name would meet there.
     (scratch / "packing").mkdir()
     made = subprocess.run(
-        [sys.executable, "-m", "model_archiver.model_packaging", "--force", *itertools.chain(*options.items())],
+        [
+            *(sys.executable, "-m", "model_archiver.model_packaging", "--force"),
+            *itertools.chain(*options.items()),
+        ],
         env={**os.environ, "TMPDIR": str(scratch / "packing")},
         capture_output=True,
         text=True,

@@ -57,7 +57,7 @@ ERRORS: dict[str, ErrorType] = {
         ErrorType("request_too_large", 413, "RESOURCE_EXHAUSTED", "The request is too large"),
         ErrorType("unsupported_media_type", 415, "INVALID_ARGUMENT", "The body is of a type nobody reads"),
         ErrorType("response_too_large", 422, "OUT_OF_RANGE", "The answer would be too large"),
-        ErrorType("overloaded", 429, "RESOURCE_EXHAUSTED", "More requests than can be answered", retryable=True),
+        ErrorType("overloaded", 429, "RESOURCE_EXHAUSTED", "Too many requests at one time", retryable=True),
         ErrorType("internal", 500, "INTERNAL", "Something broke on our side"),
         ErrorType("not_implemented", 501, "UNIMPLEMENTED", "Not served yet"),
         ErrorType("backend_unavailable", 503, "UNAVAILABLE", "The model cannot answer now", retryable=True),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 
 def join(host: str, port: int) -> str:
@@ -32,11 +35,19 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
-def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Return ports that nobody listens on now; another process may still take one first."""
-    bound = [listen(host, 0) for _ in range(count)]
-    try:
-        return [s.getsockname()[1] for s in bound]
-    finally:
-        for s in bound:
-            s.close()
+@contextmanager
+def reserved_ports(count: int, host: str = "127.0.0.1") -> Iterator[list[int]]:
+    """Choose ports that nobody listens on, and keep them from being given to others while the block lasts.
+
+    Who asks for one of them by its number, and sets SO_REUSEADDR as servers do, gets it (on Linux; elsewhere
+    the ports are only free at the moment when they are chosen).
+
+    Raises:
+        OSError: where the address cannot be listened on.
+    """
+    with ExitStack() as stack:
+        bound = [stack.enter_context(listen(host, 0)) for _ in range(count)]
+        ports = [s.getsockname()[1] for s in bound]
+        if not sys.platform.startswith("linux"):
+            stack.close()
+        yield ports

@@ -3,8 +3,9 @@
 What TorchServe says when it fails becomes a row of the table of errors here and nowhere else. The requests
 change nothing in a worker, so one that met a connection that had just gone is sent a second time.
 
-A call of a worker outlives the request that made it: TorchServe cannot be told to stop, so the worker's slot is
-free only when the worker, or TorchServe, has answered. Whose client has gone is told to the worker beside it.
+A call of a worker outlives the request that made it: TorchServe cannot be told to stop, so the worker's slot
+is free only when the worker, or TorchServe, has answered. Whose client has gone is told to the worker beside
+it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ MODELS_PER_PAGE = 100
 PROBE_SECONDS = 3.0
 # A call of which nothing came so long after its deadline is given up. TorchServe ends what hangs before that.
 LINGER_SECONDS = 300.0
+# A probe is given up sooner: while a model is silent there is a new one every few seconds.
+PROBE_LINGER_SECONDS = 30.0
 
 
 class WorkerLostError(ContractError):
@@ -123,18 +126,22 @@ class Backend:
         return await self._await(model, version, request, deadline, lane.leave)
 
     def silent_for(self, model: str, version: str) -> float:
-        """Seconds for which a model's workers have been silent although they owe an answer; 0 where all is well."""
+        """Seconds for which a model's workers owe an answer and have been silent; 0 where all is well."""
         return self._pulses[model, version].silent_for()
 
+    def renewed(self, model: str, version: str) -> None:
+        """Forget the silence of a model's workers: they are others now."""
+        self._pulses[model, version].renew()
+
     async def probe(self, model: str, version: str) -> None:
-        """Ask a model whether it is there, unless it owes an answer that will tell; keep quiet if it is not."""
+        """Ask a model whether it is there, unless it owes an answer that will tell; keep quiet if not."""
         if self._pulses[model, version].busy:
             return
         request = worker_pb2.WorkerRequest(describe=worker_pb2.DescribeRequest())
         try:
             # The answer to a probe is due sooner than that to a request: nothing stands before it.
             deadline = Deadline.after(PROBE_SECONDS)
-            await self._await(model, version, request, deadline, lambda: None, patience=0.0)
+            await self._await(model, version, request, deadline, lambda: None, probe=True)
         except ContractError:
             return
 
@@ -146,14 +153,14 @@ class Backend:
         deadline: Deadline,
         ended: Callable[[], None],
         *,
-        patience: float | None = None,
+        probe: bool = False,
     ) -> worker_pb2.WorkerReply:
         """Wait for a call's answer until the deadline; the call itself goes on until it has ended."""
         request.call_id = uuid.uuid4().hex
-        due = deadline.at + (self._stall_seconds if patience is None else patience)
-        call = asyncio.create_task(self._call(model, version, request, deadline, due))
+        due = deadline.at + (0.0 if probe else self._stall_seconds)
+        end = Deadline(deadline.at + (PROBE_LINGER_SECONDS if probe else LINGER_SECONDS))
+        call = asyncio.create_task(self._call(model, version, request, due, end))
         self._calls.add(call)
-
         told = False
 
         def settle(call: asyncio.Task[worker_pb2.WorkerReply]) -> None:
@@ -169,21 +176,25 @@ class Backend:
             async with deadline.limit():
                 return await asyncio.shield(call)
         except BaseException:
+            if call.cancelled():
+                raise WorkerLostError("the worker's answer was lost") from None
             if not call.done():
                 told = True
                 self._departures.tell(request.call_id)
             raise
 
     async def _call(
-        self, model: str, version: str, request: worker_pb2.WorkerRequest, deadline: Deadline, due: float
+        self, model: str, version: str, request: worker_pb2.WorkerRequest, due: float, end: Deadline
     ) -> worker_pb2.WorkerReply:
+        """Make a call; an answer is due at one moment, and no longer waited for after another."""
         pulse = self._pulses[model, version]
-        token = pulse.sent(due)
+        task = asyncio.current_task()
+        assert task is not None
+        token = pulse.sent(due, task.cancel)
         heard = False
         try:
             url = f"{self._inference_url}/predictions/{_path(model, version)}"
-            limit = Deadline(deadline.at + LINGER_SECONDS)
-            status, body = await _send(self._inference, "POST", url, limit, request.SerializeToString())
+            status, body = await _send(self._inference, "POST", url, end, request.SerializeToString())
             # What a handler raises is a sign of life too.
             heard = status == 200 or (status == 503 and _kind(body) == "InternalServerException")
         finally:

@@ -75,7 +75,7 @@ class Catalogue:
         return self._names
 
     def workers(self) -> dict[str, Sequence[tuple[str, int, str]]]:
-        """Return the workers of each model's default version, as at the last look: id, process id and status."""
+        """Return the id, process id and status of the workers of each model, as at the last look."""
         return {name: served.workers for (name, version), served in self._served.items() if not version}
 
     def knows(self, model: str) -> bool:
@@ -122,6 +122,10 @@ class Catalogue:
             else:
                 self._problem = ""
                 self._names = names
+                for key, served in found:
+                    before = self._served.get(key)
+                    if served and before and _identity(before) != _identity(served):
+                        self._backend.renewed(served.name, served.version)
                 self._served = {key: served for key, served in found if served is not None}
             self._looked_at = time.monotonic()
 

@@ -2,7 +2,8 @@
 
 The starter holds the other end of the guard's standard input. When it closes, because the starter wants so
 or because it was killed, the guard stops the command politely, then kills all that the command has started.
-SIGTERM to the guard skips the politeness. Knows nothing of whybox, and imports little.
+SIGTERM to the guard skips the politeness. A command that ends by itself is followed by all that it has
+started, and by the guard. Knows nothing of whybox, and imports little.
 
     python -m whybox_service.guard GRACE_SECONDS REMOVE_DIR COMMAND…
 """
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from whybox_service.processes import kill_children
 from whybox_service.signals import Waiter, waiting_for
 
 _PR_SET_PDEATHSIG = 1
@@ -26,7 +28,11 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command and return its exit status; `REMOVE_DIR` (may be empty) is gone afterwards."""
+    """Run the command and return its exit status.
+
+    `REMOVE_DIR` (may be empty) is gone afterwards where the starter wanted the end, or ended: nobody else
+    may be left to remove it. Where the command ended by itself it stays.
+    """
     grace, directory, *command = arguments
     die_with_parent = _adopt_orphans()
     with waiting_for(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as waiter:
@@ -43,7 +49,7 @@ def main(arguments: list[str]) -> int:
             os.kill(child.pid, signal.SIGTERM)
             _wait(waiter, time.monotonic() + float(grace), lambda: child.pid in statuses, statuses)
         _kill_rest(child.pid, waiter, statuses)
-    if directory:
+    if directory and closed:
         shutil.rmtree(directory, ignore_errors=True)
     child.returncode = os.waitstatus_to_exitcode(statuses.get(child.pid, 1 << 8))
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
@@ -80,10 +86,14 @@ def _wait(waiter: Waiter, until: float, done: Callable[[], bool], statuses: dict
 
 
 def _kill_rest(group: int, waiter: Waiter, statuses: dict[int, int]) -> None:
-    """Kill the command's whole process group, and wait until none of it is left."""
+    """Kill all that the command has started, and wait until none of it is left.
+
+    Orphans become children of the guard, so killing those again and again reaches what has left the group.
+    """
     while True:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(group, signal.SIGKILL)
+        kill_children()
         if not _reap(statuses):
             return
         waiter.wait(0.1)

@@ -1,4 +1,4 @@
-"""The life of one request, whichever transport it came by: id, key, room, deadline; metrics, log line, trace."""
+"""The life of one request, whichever transport it came by: id, key, room, deadline; metrics, log, trace."""
 
 from __future__ import annotations
 

@@ -71,9 +71,10 @@ class Operations:
         """
         answer = await self.require(rpc)(request, call)
         if (size := answer.ByteSize()) > self._settings.max_response_bytes:
+            less = "ask for a smaller page_size" if rpc == "ListModels" else pictures.ASK_FOR_LESS
             raise ContractError(
                 "response_too_large",
-                f"the answer would be too large: {pictures.ASK_FOR_LESS}",
+                f"the answer would be too large: {less}",
                 expected=f"at most {self._settings.max_response_bytes} bytes",
                 got=f"{size} bytes",
             )

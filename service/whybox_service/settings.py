@@ -66,13 +66,13 @@ class Settings(BaseSettings):
     stall_seconds: float = Field(
         default=10.0,
         gt=0,
-        description="Seconds after a request's deadline at which a model that has answered nothing since counts "
-        "as hung. Longer than the longest forward pass.",
+        description="Seconds after a request's deadline at which a model that has answered nothing since "
+        "counts as hung. Longer than the longest forward pass.",
     )
     recovery_seconds: float = Field(
         default=10.0,
         ge=0,
-        description="Seconds that a request whose worker was lost waits for another one, to be sent once more.",
+        description="Seconds that a request whose worker was lost waits for another, to be sent once more.",
     )
     departures_dir: Path | None = Field(
         default=None,

@@ -4,46 +4,52 @@
            │                 └─ …
            └─ guard ── gateway
 
-Each guard kills what it guards once the supervisor is gone, however it went.
+Each guard kills what it guards once the supervisor is gone, however it went. Once the service was ready, what
+ends by itself or hangs is started again, on the same ports.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
-from whybox_service import torchserve
+from whybox_proto.departures import VARIABLE as DEPARTURES
+from whybox_service import addresses, probe, torchserve
+from whybox_service.children import STOP_SIGNALS, Child
 from whybox_service.files import write_json
+from whybox_service.heartbeat import Repeating
 from whybox_service.java import NoJavaError, find_java
+from whybox_service.loading import Loading, last_words, tail
+from whybox_service.parts import Part, ServeError
+from whybox_service.restarts import MAX_RESTARTS, Restarts
 from whybox_service.signals import Waiter, waiting_for
 
 GATEWAY_GRACE_SECONDS = 15.0
 TORCHSERVE_GRACE_SECONDS = 2.0
 STARTUP_SECONDS = 600.0
+HUNG_SECONDS = 30.0
 # A Unix socket's path, in TorchServe's temporary directory, has at most 107 bytes.
 MAX_DIRECTORY_LENGTH = 70
-_LOOK_SECONDS = 0.25
-_LOOK_PATIENCE_SECONDS = 5.0
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# What a worker, which runs an archive's code, need not know.
+SECRETS = frozenset({"WHYBOX_API_KEY", "WHYBOX_API_KEYS", "WHYBOX_API_KEYS_FILE", "WHYBOX_TLS_KEY"})
+_LOADING_SECONDS = 0.5
+_READINESS_SECONDS = 1.0
+_TICK_SECONDS = 0.25
+_LAST_LINES = 12
+_LAST_BYTES = 1 << 16
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-class ServeError(Exception):
-    """The service cannot start or go on; the message says why."""
 
 
 def serve(
@@ -56,6 +62,8 @@ def serve(
     ready_file: Path | None = None,
     log_dir: Path | None = None,
     startup_seconds: float = STARTUP_SECONDS,
+    max_restarts: int = MAX_RESTARTS,
+    hung_seconds: float = HUNG_SECONDS,
 ) -> int:
     """Run TorchServe and the gateway until SIGINT or SIGTERM.
 
@@ -68,23 +76,25 @@ def serve(
         ready_file: gets the addresses as JSON once every model can answer.
         log_dir: folder for TorchServe's logs; None for one that is gone afterwards.
         startup_seconds: how long the models may take to load.
+        max_restarts: how often, within ten minutes, TorchServe or the gateway is started again; 0: never.
+        hung_seconds: how long either may leave every question unanswered before it is killed.
 
     Returns:
-        0 after a stop that was asked for, 1 where something could not start or ended by itself.
+        0 after a stop that was asked for, 1 where something could not start, or ended too often.
     """
     try:
         names = find_archives(model_store, models)
-        with waiting_for(*_STOP_SIGNALS, signal.SIGCHLD) as waiter, ExitStack() as stack:
+        with waiting_for(*STOP_SIGNALS, signal.SIGCHLD) as waiter, ExitStack() as stack:
             tree = _Tree(model_store.resolve(), names, log_dir, waiter, stack)
-            tree.start(host, port, grpc_port)
+            tree.prepare(host, port, grpc_port, max_restarts, hung_seconds)
             if tree.wait_until_ready(startup_seconds):
                 _greet(tree.addresses())
                 if ready_file is not None:
                     stack.callback(ready_file.unlink, missing_ok=True)
                     write_json(ready_file, tree.addresses())
-                tree.wait_until_stopped()
+                tree.keep_running()
             _say("stopping")
-    except (ServeError, NoJavaError, ModuleNotFoundError) as error:
+    except (ServeError, NoJavaError, ModuleNotFoundError, OSError) as error:
         _say(f"whybox: {error}", sys.stderr)
         return 1
     return 0
@@ -107,45 +117,6 @@ def find_archives(model_store: Path, models: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(models)) if models else there
 
 
-class _Child:
-    """A guarded process."""
-
-    def __init__(
-        self,
-        name: str,
-        command: list[str],
-        environment: dict[str, str],
-        grace: float,
-        *,
-        output: TextIO | None = None,
-        directory: Path | None = None,
-    ) -> None:
-        self.name = name
-        guard = [sys.executable, "-m", "whybox_service.guard", str(grace), str(directory or "")]
-        self._guard = subprocess.Popen(
-            [*guard, *command],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            env=environment,
-            start_new_session=True,
-        )
-
-    @property
-    def ended(self) -> bool:
-        """Whether it runs no more."""
-        return self._guard.poll() is not None
-
-    def stop(self, waiter: Waiter) -> None:
-        """Let it finish what it does, for its grace; a signal meanwhile ends it at once."""
-        assert self._guard.stdin is not None
-        self._guard.stdin.close()
-        while not self.ended:
-            came, _ = waiter.wait(1.0)
-            if came.intersection(_STOP_SIGNALS):
-                self._guard.terminate()
-
-
 class _Tree:
     """The processes of one `serve`, and the folder that they share."""
 
@@ -157,61 +128,83 @@ class _Tree:
         self._waiter = waiter
         self._stack = stack
         self._java = find_java()
-        self._ports = torchserve.Ports.free()
         self._directory = _private_directory()
-        # TorchServe's guard removes it as well, should this process be killed.
+        # The guards remove it as well, should this process be killed.
         stack.callback(shutil.rmtree, self._directory, ignore_errors=True)
         self._logs = log_dir.resolve() if log_dir is not None else self._directory / "logs"
+        self._logs.mkdir(parents=True, exist_ok=True)
         self._address_file = self._directory / "gateway.json"
-        self._children: list[_Child] = []
+        self._ports = torchserve.Ports(*self._reserve(6, torchserve.LOOPBACK))
+        self._parts: list[Part] = []
         self._stop_asked = False
 
-    def start(self, host: str, port: int, grpc_port: int) -> None:
+    def prepare(
+        self,
+        host: str,
+        port: int,
+        grpc_port: int,
+        max_restarts: int,
+        hung_seconds: float,
+    ) -> None:
         """Start TorchServe and the gateway; leaving the stack stops them, the gateway first."""
-        store, directory, ports = self._model_store, self._directory, self._ports
-        self._logs.mkdir(parents=True, exist_ok=True)
-        torchserve.write_config(directory, self._logs, torchserve.properties(ports, store, self._models))
-        self._add(
-            _Child(
-                "TorchServe",
-                torchserve.command(self._java, directory, store),
-                torchserve.environment(directory, self._logs),
-                TORCHSERVE_GRACE_SECONDS,
-                output=self._stack.enter_context((self._logs / "java.log").open("a")),
-                directory=directory,
-            )
+        ping = self._ports.url(self._ports.inference) + "/ping"
+        listening = [number or self._reserve(1, host)[0] for number in (port, grpc_port)]
+        java_log = self._stack.enter_context((self._logs / "java.log").open("a"))
+
+        def add(name: str, start: Callable[[], Child], look: Callable[[float], bool]) -> None:
+            part = Part(name, start, look, Restarts(max_restarts), hung_seconds, _say)
+            try:
+                part.start()
+            except OSError as error:
+                raise ServeError(f"{name} cannot be started: {error.strerror or error}") from error
+            self._parts.append(part)
+            self._stack.callback(part.stop, self._waiter)
+
+        add("TorchServe", lambda: self._start_torchserve(java_log), lambda s: probe.answers(ping, s))
+        add(
+            "the gateway",
+            lambda: self._start_gateway(host, *listening),
+            lambda s: self._address_file.exists() and probe.answers(self._rest() + "/healthz", s),
         )
-        environment = {
-            "WHYBOX_LOG_LEVEL": "warning",
-            **os.environ,
-            "WHYBOX_HOST": host,
-            "WHYBOX_PORT": str(port),
-            "WHYBOX_GRPC_PORT": str(grpc_port),
-            "WHYBOX_INFERENCE_URL": ports.url(ports.inference),
-            "WHYBOX_MANAGEMENT_URL": ports.url(ports.management),
-            "WHYBOX_ADDRESS_FILE": str(self._address_file),
-        }
-        gateway = [sys.executable, "-m", "whybox_service.app"]
-        self._add(_Child("the gateway", gateway, environment, GATEWAY_GRACE_SECONDS))
         _say(f"loading {', '.join(self._models)} on Java {self._java.major} ({self._java.origin})")
 
     def wait_until_ready(self, seconds: float) -> bool:
         """Wait until every model can answer; return False where a signal asked to stop before.
 
         Raises:
-            ServeError: where a process ended, or after that many seconds, with what is not ready.
+            ServeError: where a process ended or a model cannot be loaded; after that many seconds, with what
+                is not ready.
         """
-        patience = time.monotonic() + seconds
-        reasons = "the gateway does not listen"
-        while self._go_on(_LOOK_SECONDS):
+        loading = Loading(self._ports.url(self._ports.management), self._models)
+        reasons = {"the gateway": "it does not listen"}
+
+        def look() -> float:
+            nonlocal reasons
+            loading.look()
             if self._address_file.exists():
-                reasons = _unready(json.loads(self._address_file.read_text())["rest"])
-                if not reasons:
-                    return True
-            if time.monotonic() > patience:
-                raise ServeError(f"not ready after {seconds:g} s: {reasons}\n{self._last_words()}")
-        self._check_children()
-        return False
+                reasons = self._unready(loading)
+            return _LOADING_SECONDS
+
+        patience = time.monotonic() + seconds
+        looking = Repeating(look)
+        try:
+            while reasons and self._go_on():
+                for part in self._parts:
+                    try:
+                        part.check_start()
+                    except ServeError as error:
+                        raise ServeError(f"{error}{self._last_words(part)}") from None
+                for name in loading.hopeless:
+                    words = last_words(self._logs, name)
+                    raise ServeError(
+                        f"the model {name} cannot be loaded; its worker ended again and again\n{words}"
+                    )
+                if time.monotonic() > patience:
+                    words = "".join(self._last_words(part) for part in self._parts)
+                    raise ServeError(f"not ready after {seconds:g} s: {_told(reasons)}{words}")
+        finally:
+            looking.stop()
+        return not self._stop_asked
 
     def addresses(self) -> dict[str, Any]:
         """Return where everything is."""
@@ -227,36 +220,110 @@ class _Tree:
             "logs": str(self._logs),
         }
 
-    def wait_until_stopped(self) -> None:
-        """Wait for a signal that asks to stop.
+    def keep_running(self) -> None:
+        """Start again what ends or hangs, and tell when the service is unready, until a signal says to stop.
 
         Raises:
-            ServeError: where a process ended by itself.
+            ServeError: where a process ended too often.
         """
-        while self._go_on(None):
-            pass
-        self._check_children()
+        seen: tuple[float, dict[str, str]] = (time.monotonic(), {})
+        loading = Loading(self._ports.url(self._ports.management), self._models)
 
-    def _add(self, child: _Child) -> None:
-        self._children.append(child)
-        self._stack.callback(child.stop, self._waiter)
+        def look() -> float:
+            nonlocal seen
+            started = time.monotonic()
+            seen = (started, self._unready(loading))
+            return _READINESS_SECONDS
 
-    def _go_on(self, seconds: float | None) -> bool:
-        """Wait for something to happen; return whether there is reason to go on."""
-        came, _ = self._waiter.wait(seconds)
-        self._stop_asked |= bool(came.intersection(_STOP_SIGNALS))
-        return not self._stop_asked and not any(child.ended for child in self._children)
+        told: set[str] = set()
+        disturbed = float("-inf")
+        unready_since: float | None = None
+        looking = Repeating(look)
+        try:
+            while self._go_on():
+                for part in self._parts:
+                    try:
+                        if part.tend():
+                            disturbed = time.monotonic()
+                            unready_since = unready_since or disturbed
+                    except ServeError as error:
+                        raise ServeError(f"{error}{self._last_words(part)}") from None
+                looked, reasons = seen
+                if looked < disturbed:
+                    continue
+                if reasons:
+                    unready_since = unready_since or looked
+                    if set(reasons) != told:
+                        _say(f"not ready: {_told(reasons)}")
+                elif unready_since is not None:
+                    _say(f"ready again, after {time.monotonic() - unready_since:.1f} s")
+                    unready_since = None
+                told = set(reasons)
+        finally:
+            looking.stop()
 
-    def _check_children(self) -> None:
-        for child in self._children:
-            if child.ended and not self._stop_asked:
-                raise ServeError(f"{child.name} ended by itself\n{self._last_words()}")
+    def _reserve(self, count: int, host: str) -> list[int]:
+        try:
+            return self._stack.enter_context(addresses.reserved_ports(count, host))
+        except OSError as error:
+            raise ServeError(error.strerror or str(error)) from error
 
-    def _last_words(self) -> str:
-        """Return the last lines of the logs."""
-        lines = []
+    def _start_torchserve(self, output: TextIO) -> Child:
+        for port in self._ports.listening:
+            addresses.listen(torchserve.LOOPBACK, port).close()
+        directory, store = self._directory, self._model_store
+        settings = torchserve.properties(self._ports, store, self._models)
+        torchserve.write_config(directory, self._logs, settings)
+        environment = torchserve.environment(directory, self._logs)
+        return Child(
+            torchserve.command(self._java, directory, store),
+            {name: value for name, value in environment.items() if name not in SECRETS},
+            TORCHSERVE_GRACE_SECONDS,
+            directory,
+            output,
+        )
+
+    def _start_gateway(self, host: str, port: int, grpc_port: int) -> Child:
+        ports = self._ports
+        environment = {
+            "WHYBOX_LOG_LEVEL": "warning",
+            "MALLOC_ARENA_MAX": "2",  # glibc would keep the peaks of eight arenas a core
+            **os.environ,
+            "WHYBOX_HOST": host,
+            "WHYBOX_PORT": str(port),
+            "WHYBOX_GRPC_PORT": str(grpc_port),
+            "WHYBOX_INFERENCE_URL": ports.url(ports.inference),
+            "WHYBOX_MANAGEMENT_URL": ports.url(ports.management),
+            "WHYBOX_ADDRESS_FILE": str(self._address_file),
+            DEPARTURES: str(torchserve.departures(self._directory)),
+        }
+        command = [sys.executable, "-m", "whybox_service.app"]
+        return Child(command, environment, GATEWAY_GRACE_SECONDS, self._directory)
+
+    def _rest(self) -> str:
+        return str(json.loads(self._address_file.read_text())["rest"])
+
+    def _unready(self, loading: Loading) -> dict[str, str]:
+        try:
+            return probe.unready(self._rest())
+        except probe.HiddenError:
+            # The gateway takes the certificates of its clients alone; then TorchServe is asked.
+            loading.look()
+            return dict.fromkeys(loading.missing, "it has no worker that is ready")
+
+    def _go_on(self) -> bool:
+        """Wait a moment, or for something to happen; return whether nobody asked to stop."""
+        came, _ = self._waiter.wait(_TICK_SECONDS)
+        self._stop_asked |= bool(came & STOP_SIGNALS)
+        return not self._stop_asked
+
+    def _last_words(self, part: Part) -> str:
+        """Return the last lines of TorchServe's logs; what the gateway had to say has been said on stderr."""
+        if part is not self._parts[0]:
+            return ""
+        lines = [""]
         for path in sorted(self._logs.glob("*.log")):
-            lines += [f"{path.stem}: {line}" for line in path.read_text(errors="replace").splitlines()[-12:]]
+            lines += [f"{path.stem}: {line}" for line in tail(path, _LAST_BYTES)[-_LAST_LINES:]]
         return "\n".join(lines)
 
 
@@ -265,30 +332,24 @@ def _private_directory() -> Path:
     return Path(tempfile.mkdtemp(prefix="whybox-", dir=base if len(base) <= MAX_DIRECTORY_LENGTH else "/tmp"))
 
 
-def _unready(url: str) -> str:
-    """Ask the gateway what is not ready; empty where everything is."""
-    try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=_LOOK_PATIENCE_SECONDS):
-            return ""
-    except urllib.error.HTTPError as error:
-        with error:
-            reasons = json.load(error).get("reasons", {})
-        return "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or str(error)
-    except (OSError, ValueError) as error:
-        return str(error)
+def _told(reasons: dict[str, str]) -> str:
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
 
 
 def _greet(addresses: dict[str, Any]) -> None:
+    rest, grpc = addresses["rest"], addresses["grpc"]
     _say(
         f"""whybox is ready
-  REST     {addresses["rest"]}  (try {addresses["rest"]}/docs)
-  gRPC     {addresses["grpc"]}
+  REST     {rest}  (open it in a browser)
+  gRPC     {f"grpcs://{grpc}" if addresses.get("tls") else grpc}
   models   {", ".join(addresses["models"])}
-  metrics  {addresses["rest"]}/metrics, {addresses["torchserve"]["metrics"]}
+  metrics  {rest}/metrics, {addresses["torchserve"]["metrics"]}
   logs     {addresses["logs"]}
 Ctrl-C stops it."""
     )
 
 
 def _say(text: str, to: TextIO | None = None) -> None:
-    print(text, file=to, flush=True)
+    # A full disk, or a reader that has gone, is no reason to end what works.
+    with contextlib.suppress(OSError):
+        print(text, file=to, flush=True)

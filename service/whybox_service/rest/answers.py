@@ -100,7 +100,9 @@ class Answers:
         if len(answer.heat_maps) != 1:
             raise _not_one_map("select", len(answer.heat_maps), "heat maps")
         started = time.perf_counter()
-        picture = await asyncio.to_thread(pictures.draw_overlay, message.image, answer)
+        picture = await asyncio.to_thread(
+            pictures.draw_overlay, message.image, answer, self._max_response_bytes
+        )
         overlay = types_pb2.Stage(name="overlay", seconds=time.perf_counter() - started)
         self._metrics.stages("explain", answer.model, [*answer.stages, overlay])
         return Response(picture, media_type=media.PNG)
