@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Coroutine
 
 import pytest
 
 from whybox_proto.errors import ContractError
-from whybox_service.admission import Lane
+from whybox_service.admission import Admission, Lane
 from whybox_service.calls import Deadline
 
 LONG = 3600.0
@@ -118,12 +118,21 @@ def test_more_slots_let_the_waiting_in() -> None:
     asyncio.run(main())
 
 
-def test_a_turn_after_the_deadline_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers come every 10 s: a request that has 5 s is refused, one that has 60 waits."""
+def with_clock(
+    monkeypatch: pytest.MonkeyPatch, main: Callable[[list[float]], Coroutine[None, None, None]]
+) -> None:
+    """Run something on a clock that stands still until it is set; the loop's own stands still as well."""
     clock = [1000.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main(clock))
+    loop.close()
 
-    async def main() -> None:
+
+def test_a_turn_after_the_deadline_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers come every 10 s: a request that has 5 s is refused, one that has 60 waits."""
+
+    async def main(clock: list[float]) -> None:
         lane, _ = make(waiting=9)
         await lane.enter(Deadline(5000.0))
         waiting = [await waits(lane.enter(Deadline(5000.0))) for _ in range(4)]
@@ -139,7 +148,63 @@ def test_a_turn_after_the_deadline_is_not_waited_for(monkeypatch: pytest.MonkeyP
         for task in (*waiting, patient):
             task.cancel()
 
-    loop = asyncio.new_event_loop()
-    # The loop's own clock stands still too: nothing here waits for time to pass.
-    loop.run_until_complete(main())
-    loop.close()
+    with_clock(monkeypatch, main)
+
+
+def test_a_pace_that_lets_nobody_wait_mends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One answer took 40 s; after some that took a moment, a request with 30 s may wait again."""
+
+    async def main(clock: list[float]) -> None:
+        lane, _ = make(waiting=9)
+        await lane.enter(Deadline(1e6))
+        waiting = [await waits(lane.enter(Deadline(1e6))) for _ in range(2)]
+        lane.leave()
+        clock[0] += 40
+        lane.leave()
+        await asyncio.gather(*waiting)
+        with pytest.raises(ContractError, match="before the request's deadline"):
+            await lane.enter(Deadline(clock[0] + 30))
+        for _ in range(10):  # nobody can wait, so they come one after another
+            clock[0] += 0.05
+            lane.leave()
+            await lane.enter(Deadline(clock[0] + 30))
+        patient = await waits(lane.enter(Deadline(clock[0] + 30)))
+        assert not patient.done()
+        patient.cancel()
+
+    with_clock(monkeypatch, main)
+
+
+def test_pauses_are_no_part_of_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request a minute, each answered at once: the next but one still waits its turn."""
+
+    async def main(clock: list[float]) -> None:
+        lane, _ = make(waiting=9)
+        for _ in range(5):
+            clock[0] += 60
+            await lane.enter(Deadline(clock[0] + 30))
+            clock[0] += 0.05
+            lane.leave()
+        await lane.enter(Deadline(clock[0] + 30))
+        patient = await waits(lane.enter(Deadline(clock[0] + 30)))
+        assert not patient.done()
+        patient.cancel()
+
+    with_clock(monkeypatch, main)
+
+
+def test_versions_have_lanes_of_their_own_and_one_load() -> None:
+    async def main() -> None:
+        told: list[tuple[str, int, int]] = []
+        admission = Admission(0, lambda model, running, waiting: told.append((model, running, waiting)))
+        first, second = admission.lane("m", "1"), admission.lane("m", "2")
+        first.resize(1)
+        second.resize(1)
+        await first.enter(Deadline.after(LONG))
+        await second.enter(Deadline.after(LONG))
+        assert told[-1] == ("m", 2, 0)
+        assert admission.lane("m", "1") is first
+        first.leave()
+        assert told[-1] == ("m", 1, 0)
+
+    asyncio.run(main())

@@ -67,6 +67,21 @@ def test_a_form_that_breaks_the_rules_is_refused(body: bytes, content_type: str)
     assert caught.value.type == "invalid_request"
 
 
+@pytest.mark.parametrize("nested", ["(" * 900, '"' * 901, ";" * 800, "=?" * 400])
+def test_headers_made_to_break_the_parser_are_refused_or_read(nested: str) -> None:
+    body = (
+        b'--frontier\r\nContent-Disposition: form-data; name="a"; b=%s\r\n\r\nx\r\n--frontier--'
+        % nested.encode()
+    )
+    try:
+        read = multipart.split(body, TYPE)
+    except ContractError as error:
+        outcome = error.type
+    else:
+        outcome = "read" if read == [multipart.Part("a", "", b"x")] else "misread"
+    assert outcome in ("read", "invalid_request")
+
+
 def test_a_form_may_have_a_preamble_and_an_epilogue() -> None:
     body = b"preamble\r\n" + form(("image", "", b"x")) + b"epilogue"
     assert [part.data for part in multipart.split(body, TYPE)] == [b"x"]

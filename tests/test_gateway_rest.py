@@ -172,6 +172,16 @@ class TestBodies:
         far_too_large = bytes(LIMIT + (8 << 20))
         assert over_grpc(live.target, "Detect", far_too_large).error["type"] == "RESOURCE_EXHAUSTED"
 
+    def test_a_content_type_that_takes_long_to_read_is_refused(self, http: httpx.Client, live: Live) -> None:
+        bomb = 'multipart/form-data; a="' + ";" * 60_000
+        response = post(http, live, content=b"x", headers={"Content-Type": bomb})
+        assert fault(response) == (400, "invalid_request", "Content-Type")
+
+    def test_a_name_with_thousands_of_dots_is_refused(self, http: httpx.Client) -> None:
+        for name in ("a" + ".a" * 3000, "params" + ".a" * 3000):
+            response = http.get("/v1/models", params={name: "1"})
+            assert fault(response)[:2] == (400, "unknown_field")
+
     def test_a_picture_over_the_models_limit_is_refused(self, http: httpx.Client, live: Live) -> None:
         limit = 32 << 20
         assert fault(post(http, live, content=bytes(limit + 1))) == (413, "request_too_large", "image")

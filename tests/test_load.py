@@ -14,12 +14,15 @@ from urllib.parse import urlsplit
 
 import grpc
 import httpx
+import psutil
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from conftest import PATIENCE_SECONDS, Live, serving
 from gateway_calls import Outcome, b64, over_grpc, over_rest
 from test_gateway_backend import pack
 from whybox_proto.v1 import explainer_pb2
+from whybox_service.rpc.door import OPEN_STREAMS
 
 NAME = "faulty"
 ENVIRONMENT = {
@@ -236,3 +239,108 @@ def test_a_late_worker_is_told_and_its_slot_comes_back(small: Live) -> None:
     assert late.error["type"] == "deadline_exceeded"
     assert ask(small, "well").answer
     eventually(lambda: load(small) == (0, 0))
+
+
+def trickled(client: socket.socket, what: bytes) -> bytes:
+    """Send something again and again until the other side closes; return what came meanwhile."""
+    came = b""
+    client.settimeout(0.3)
+    patience = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < patience:
+        try:
+            client.sendall(what)
+            part = client.recv(65536)
+        except TimeoutError:
+            continue
+        except OSError:
+            return came
+        if not part:
+            return came
+        came += part
+    raise AssertionError("the connection is still open")
+
+
+def test_blank_lines_after_an_answer_keep_no_connection(small: Live) -> None:
+    with connection(small) as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert trickled(client, b"\r\n").startswith(b"HTTP/1.1 200")
+
+
+def test_the_rest_of_a_body_that_was_answered_early_keeps_no_connection(small: Live) -> None:
+    with connection(small) as client:
+        client.sendall(
+            f"POST /v1/models/{NAME}:detect HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n"
+            "Content-Length: 1000000\r\n\r\n".encode()
+        )
+        assert trickled(client, b"x").startswith(b"HTTP/1.1 415")
+
+
+def test_a_body_that_meets_the_deadline_first_ends_with_the_connection(small: Live) -> None:
+    with connection(small) as client:
+        client.sendall(
+            f"POST /v1/models/{NAME}:detect HTTP/1.1\r\nHost: x\r\nX-Request-Timeout: 0.5\r\n"
+            "Content-Length: 9\r\n\r\nwe".encode()
+        )
+        response = http.client.HTTPResponse(client)
+        response.begin()
+        assert response.status == 504
+        assert json.loads(response.read())["type"] == "urn:whybox:error:deadline_exceeded"
+        assert client.recv(1) == b""
+
+
+def test_an_answer_that_nobody_reads_is_cut_off(small: Live) -> None:
+    """10 MB get 2 s and one more for each half MiB; the kernel takes a part, the rest never comes."""
+    size = 10_000_000
+    body = f"large {size}".encode()
+    parts = urlsplit(small.rest)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((parts.hostname, parts.port))
+        client.settimeout(PATIENCE_SECONDS)
+        head = f"POST /v1/models/{NAME}:detect HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        client.sendall(head.encode() + body)
+        assert client.recv(9) == b"HTTP/1.1 "
+        ours = client.getsockname()[1]
+
+        def connected() -> bool:
+            """Whether the gateway, whose end is the one that listens, still has the connection."""
+            return any(
+                c.raddr and c.raddr.port == ours and c.pid is not None
+                for c in psutil.net_connections("tcp")
+                if c.laddr.port == parts.port
+            )
+
+        assert connected()
+        eventually(lambda: not connected())
+    assert ask(small, "well").answer
+
+
+def test_open_services_have_few_places_and_short_messages(small: Live) -> None:
+    """Watchers without end, and names without end, cost the others nothing."""
+    request = health_pb2.HealthCheckRequest(service="")
+    with grpc.insecure_channel(small.target, options=[("grpc.max_send_message_length", -1)]) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        watchers = [stub.Watch(request, timeout=PATIENCE_SECONDS) for _ in range(OPEN_STREAMS + 8)]
+        seen = []
+        for watcher in watchers:
+            try:
+                seen.append(next(watcher).status)
+            except grpc.RpcError as error:
+                seen.append(error.code())  # type: ignore[attr-defined]
+        assert seen.count(health_pb2.HealthCheckResponse.SERVING) == OPEN_STREAMS
+        assert seen.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 8
+        assert ask(small, "well", "grpc").answer
+        assert stub.Check(request, timeout=60).status == health_pb2.HealthCheckResponse.SERVING
+        for watcher in watchers:
+            watcher.cancel()
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.Check(health_pb2.HealthCheckRequest(service="x" * 1_000_000), timeout=60)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
+
+        def watched() -> bool:
+            try:
+                return bool(next(stub.Watch(request, timeout=60)).status)
+            except grpc.RpcError:
+                return False
+
+        eventually(watched)

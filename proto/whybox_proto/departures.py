@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from pathlib import Path
 
 VARIABLE = "WHYBOX_DEPARTURES_DIR"
@@ -51,6 +52,13 @@ class Departures:
         if (path := self._path(call_id)) is not None:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
+
+    def sweep(self, seconds: float) -> None:
+        """Clear what was said so long ago that its call has ended, as after a crash of who should have."""
+        with contextlib.suppress(OSError):
+            for path in self._folder.iterdir() if self._folder else ():
+                if _CALL_ID.fullmatch(path.name) and path.stat().st_mtime < time.time() - seconds:
+                    path.unlink(missing_ok=True)
 
     def _path(self, call_id: str) -> Path | None:
         return self._folder / call_id if self._folder and _CALL_ID.fullmatch(call_id) else None

@@ -41,9 +41,11 @@ class Lane:
         self._report = report
         self._running = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
-        # Seconds between two answers while somebody waits; 0 as long as nobody has.
+        # Seconds between two answers while every slot is taken; 0 as long as they have not been. It is
+        # measured also when nobody waits: a pace that lets nobody wait any more must be able to mend.
         self._interval = 0.0
-        self._left_at: float | None = None
+        # Since when every slot has been taken, or the moment of the last answer since then.
+        self._full_since: float | None = None
 
     def resize(self, slots: int) -> None:
         """Change the number of slots; requests under way are not touched."""
@@ -69,13 +71,13 @@ class Lane:
         self.check()
         if self._running < self._slots and not self._waiting:
             self._running += 1
-            self._tell()
+            self._changed()
             return
         if self._expected_wait() > deadline.remaining():
             raise self._full("would not be answered before the request's deadline")
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
-        self._tell()
+        self._changed()
         try:
             async with deadline.limit():
                 await turn
@@ -89,11 +91,10 @@ class Lane:
 
     def leave(self) -> None:
         """Give the slot back."""
-        now = time.monotonic()
-        if self._waiting and self._left_at is not None:
-            latest = now - self._left_at
+        if self._full_since is not None:
+            latest = time.monotonic() - self._full_since
             self._interval += (latest - self._interval) * (_LATEST if self._interval else 1.0)
-        self._left_at = now if self._waiting else None
+            self._full_since = None
         self._running -= 1
         self._admit()
 
@@ -103,9 +104,13 @@ class Lane:
             if not turn.done():
                 turn.set_result(None)
                 self._running += 1
-        self._tell()
+        self._changed()
 
-    def _tell(self) -> None:
+    def _changed(self) -> None:
+        if self._running < self._slots:
+            self._full_since = None
+        elif self._full_since is None:
+            self._full_since = time.monotonic()
         self._report(self._running, len(self._waiting))
 
     def _expected_wait(self) -> float:
@@ -122,24 +127,28 @@ class Lane:
 
 
 class Admission:
-    """The lanes of all models.
+    """The lanes of all models, one for each version.
 
     Args:
-        max_waiting: requests that may wait for each model.
-        report: told a model's name, and as `Report`.
+        max_waiting: requests that may wait for each.
+        report: told a model's name, and as `Report` for all of its versions together.
     """
 
     def __init__(self, max_waiting: int, report: Callable[[str, int, int], None]) -> None:
         self._max_waiting = max_waiting
         self._report = report
-        self._lanes: dict[str, Lane] = {}
+        self._lanes: dict[tuple[str, str], Lane] = {}
+        self._loads: dict[str, dict[str, tuple[int, int]]] = {}
 
-    def lane(self, model: str) -> Lane:
-        """Return the lane of a model that is served."""
-        if (lane := self._lanes.get(model)) is None:
+    def lane(self, model: str, version: str) -> Lane:
+        """Return the lane of a version of a model that is served."""
+        if (lane := self._lanes.get((model, version))) is None:
 
             def report(running: int, waiting: int) -> None:
-                self._report(model, running, waiting)
+                loads = self._loads.setdefault(model, {})
+                loads[version] = running, waiting
+                self._report(model, sum(r for r, _ in loads.values()), sum(w for _, w in loads.values()))
 
-            lane = self._lanes[model] = Lane(model, BATCHES_IN_HAND, self._max_waiting, report)
+            lane = Lane(model, BATCHES_IN_HAND, self._max_waiting, report)
+            self._lanes[model, version] = lane
         return lane

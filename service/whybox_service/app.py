@@ -107,7 +107,7 @@ class Gateway:
                 # Nothing asks for a client's address, so no header that names one is believed.
                 proxy_headers=False,
                 ws="none",
-                http=protocol(settings.header_seconds),
+                http=protocol(settings.header_seconds, settings.idle_seconds, settings.body_seconds),
                 timeout_keep_alive=round(settings.idle_seconds),
                 timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
             )

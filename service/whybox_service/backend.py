@@ -24,18 +24,15 @@ from google.protobuf.message import DecodeError
 
 from whybox_proto.departures import Departures
 from whybox_proto.errors import ContractError, shorten
+from whybox_proto.media import PROTOBUF
 from whybox_proto.v1 import worker_pb2
-from whybox_service.admission import Lane
 from whybox_service.calls import Deadline
 from whybox_service.pulse import Pulse
 from whybox_service.settings import Settings
 
-CONTENT_TYPE = "application/x-protobuf"
 KEEP_ALIVE_SECONDS = 60.0
-MANAGEMENT_CONNECTIONS = 8
+IDLE_CONNECTIONS = 64
 MODELS_PER_PAGE = 100
-# A worker that is alive and has nothing else to do describes its model within this.
-PROBE_SECONDS = 3.0
 # A call of which nothing came so long after its deadline is given up. TorchServe ends what hangs before that.
 LINGER_SECONDS = 300.0
 # A probe is given up sooner: while a model is silent there is a new one every few seconds.
@@ -84,9 +81,11 @@ class Backend:
     def __init__(self, settings: Settings) -> None:
         self._inference_url = settings.inference_url.rstrip("/")
         self._management_url = settings.management_url.rstrip("/")
-        self._inference = _pool(settings.max_backend_connections)
-        self._management = _pool(MANAGEMENT_CONNECTIONS)
+        self._inference = _pool()
+        self._management = _pool()
         self._departures = Departures(settings.departures_dir)
+        self._departures.sweep(LINGER_SECONDS)
+        self._probe_seconds = settings.probe_seconds
         self._stall_seconds = settings.stall_seconds
         self._pulses: defaultdict[tuple[str, str], Pulse] = defaultdict(Pulse)
         self._calls: set[asyncio.Task[worker_pb2.WorkerReply]] = set()
@@ -105,7 +104,7 @@ class Backend:
         version: str,
         request: worker_pb2.WorkerRequest,
         deadline: Deadline,
-        lane: Lane | None = None,
+        ended: Callable[[], None] = lambda: None,
     ) -> worker_pb2.WorkerReply:
         """Have a worker answer; an error that it answers in-band is raised.
 
@@ -114,16 +113,14 @@ class Backend:
             version: its version; empty for the default one.
             request: what is asked; gets its call id here.
             deadline: when to stop waiting.
-            lane: where to wait for a slot; None for what is so little work that it needs none.
+            ended: called once the call has ended, which may be long after the deadline.
 
         Raises:
             WorkerLostError: where the same request may succeed with another worker.
             ContractError: from the worker, or for what else happened on the way to it.
         """
-        if lane is None:
-            return await self._await(model, version, request, deadline, lambda: None)
-        await lane.enter(deadline)
-        return await self._await(model, version, request, deadline, lane.leave)
+        due = deadline.at + self._stall_seconds
+        return await self._await(model, version, request, deadline, ended, due, LINGER_SECONDS)
 
     def silent_for(self, model: str, version: str) -> float:
         """Seconds for which a model's workers owe an answer and have been silent; 0 where all is well."""
@@ -139,9 +136,10 @@ class Backend:
             return
         request = worker_pb2.WorkerRequest(describe=worker_pb2.DescribeRequest())
         try:
-            # The answer to a probe is due sooner than that to a request: nothing stands before it.
-            deadline = Deadline.after(PROBE_SECONDS)
-            await self._await(model, version, request, deadline, lambda: None, probe=True)
+            # Nothing of ours stands before a probe, so its answer is due sooner than that to a request.
+            deadline = Deadline.after(self._probe_seconds)
+            end = PROBE_LINGER_SECONDS
+            await self._await(model, version, request, deadline, lambda: None, deadline.at, end)
         except ContractError:
             return
 
@@ -152,31 +150,30 @@ class Backend:
         request: worker_pb2.WorkerRequest,
         deadline: Deadline,
         ended: Callable[[], None],
-        *,
-        probe: bool = False,
+        due: float,
+        linger: float,
     ) -> worker_pb2.WorkerReply:
         """Wait for a call's answer until the deadline; the call itself goes on until it has ended."""
         request.call_id = uuid.uuid4().hex
-        due = deadline.at + (0.0 if probe else self._stall_seconds)
-        end = Deadline(deadline.at + (PROBE_LINGER_SECONDS if probe else LINGER_SECONDS))
+        end = Deadline(deadline.at + linger)
         call = asyncio.create_task(self._call(model, version, request, due, end))
         self._calls.add(call)
         told = False
 
         def settle(call: asyncio.Task[worker_pb2.WorkerReply]) -> None:
             self._calls.discard(call)
-            if told:
-                self._departures.forget(request.call_id)
             ended()
             if not call.cancelled():
                 call.exception()  # seen, whether or not somebody still waits
+                if told:
+                    self._departures.forget(request.call_id)
 
         call.add_done_callback(settle)
         try:
             async with deadline.limit():
                 return await asyncio.shield(call)
         except BaseException:
-            if call.cancelled():
+            if call.cancelled() and not _cancelling():
                 raise WorkerLostError("the worker's answer was lost") from None
             if not call.done():
                 told = True
@@ -251,12 +248,18 @@ class Backend:
             raise ContractError("internal", "TorchServe's management API answered no JSON") from None
 
 
-def _pool(connections: int) -> httpcore.AsyncConnectionPool:
+def _pool() -> httpcore.AsyncConnectionPool:
+    """Make a pool without a limit: the lanes bound what is out, and one model must not wait for another."""
     return httpcore.AsyncConnectionPool(
-        max_connections=connections,
-        max_keepalive_connections=connections,
+        max_connections=None,
+        max_keepalive_connections=IDLE_CONNECTIONS,
         keepalive_expiry=KEEP_ALIVE_SECONDS,
     )
+
+
+def _cancelling() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _path(model: str, version: str) -> str:
@@ -281,7 +284,7 @@ async def _attempt(
     pool: httpcore.AsyncConnectionPool, verb: str, url: str, deadline: Deadline, body: bytes
 ) -> tuple[int, bytes]:
     async with deadline.limit():
-        response = await pool.request(verb, url, headers={"Content-Type": CONTENT_TYPE}, content=body)
+        response = await pool.request(verb, url, headers={"Content-Type": PROTOBUF}, content=body)
         return response.status, response.content
 
 

@@ -78,6 +78,11 @@ class Catalogue:
         """Return the id, process id and status of the workers of each model, as at the last look."""
         return {name: served.workers for (name, version), served in self._served.items() if not version}
 
+    def default_version(self, model: str) -> str | None:
+        """Return the version that a model answers with unless another is named; None where there is none."""
+        served = self._served.get((model, ""))
+        return None if served is None else served.version
+
     def knows(self, model: str) -> bool:
         """Whether a model of this name is served."""
         return (model, "") in self._served
@@ -88,7 +93,7 @@ class Catalogue:
             try:
                 await self.look(Deadline.after(2 * PATIENCE_SECONDS))
                 await asyncio.gather(*(self._learn(name) for name in self._names))
-                await asyncio.gather(*(self._probe(name) for name in self._names))
+                await asyncio.gather(*(self._probe(served) for served in list(self._served.values())))
                 readiness = self.readiness()
                 await notify(readiness)
             except Exception:
@@ -131,7 +136,7 @@ class Catalogue:
 
     async def state(self, model: str, version: str, deadline: Deadline) -> Served:
         """Return the state of a model, or say that there is none of this name and version."""
-        if (model, version) not in self._served:
+        if (model, "") not in self._served:
             await self.look(deadline)
         if (model, "") not in self._served:
             if self._problem:
@@ -253,9 +258,8 @@ class Catalogue:
         except ContractError as error:
             log.warning("the model %s cannot be described: %s", name, error.message)
 
-    async def _probe(self, name: str) -> None:
-        served = self._served.get((name, ""))
-        if served is not None and served.ready and self._known(served) is not None:
+    async def _probe(self, served: Served) -> None:
+        if served.ready and self._known(served) is not None:
             await self._backend.probe(served.name, served.version)
 
     async def _find(

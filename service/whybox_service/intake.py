@@ -12,6 +12,7 @@ from typing import TypeVar
 from whybox_proto.errors import ContractError
 from whybox_service import logs
 from whybox_service.access import OPEN_OPERATIONS, needs_key
+from whybox_service.buffers import Buffers
 from whybox_service.calls import Call, Deadline, check_request_id, new_request_id
 from whybox_service.keys import Keys
 from whybox_service.metrics import CANCELLED, Metrics, Observation
@@ -61,7 +62,11 @@ class RefusedError(Exception):
 
 
 class Intake:
-    """Takes requests in, and sees them through."""
+    """Takes requests in, and sees them through.
+
+    Attributes:
+        buffers: the memory that bodies may take.
+    """
 
     def __init__(self, settings: Settings, keys: Keys, metrics: Metrics, tracing: Tracing) -> None:
         self._settings = settings
@@ -69,6 +74,7 @@ class Intake:
         self._metrics = metrics
         self._tracing = tracing
         self._in_hand = 0
+        self.buffers = Buffers(settings.max_buffered_bytes)
 
     async def take(
         self, arrival: Arrival, work: Callable[[Call, Observation], Awaitable[T]]
@@ -135,6 +141,12 @@ class Intake:
                 expected=f"at most {self._settings.max_requests}",
                 retry_after=RETRY_AFTER_SECONDS,
             )
+        with self.in_hand():
+            yield
+
+    @contextmanager
+    def in_hand(self) -> Iterator[None]:
+        """Count a request among those in hand."""
         self._in_hand += 1
         try:
             yield

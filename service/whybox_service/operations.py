@@ -28,11 +28,14 @@ from whybox_service.catalogue import Catalogue, StalledError
 from whybox_service.metrics import Metrics
 from whybox_service.settings import Settings
 from whybox_service.traces import Tracing
+from whybox_service.workshop import Workshop
 
 log = logging.getLogger(__name__)
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
+# Each holds an answer of up to `max_response_bytes`.
+ENLARGING_AT_ONCE = 4
 
 Operation = Callable[[Message, Call], Awaitable[Message]]
 
@@ -54,6 +57,7 @@ class Operations:
         self._metrics = metrics
         self._tracing = tracing
         self._settings = settings
+        self._workshop = Workshop(ENLARGING_AT_ONCE)
         self._admission = Admission(settings.max_waiting, metrics.load)
 
     def require(self, rpc: str) -> Operation:
@@ -88,12 +92,20 @@ class Operations:
         size = request.page_size or DEFAULT_PAGE_SIZE
         after = _read_page_token(request.page_token)
         names = [name for name in await self._catalogue.current_names(call.deadline) if name > after]
-        entries = await asyncio.gather(
-            *(self._catalogue.entry(name, "", call.deadline) for name in names[:size])
-        )
+        entries = await asyncio.gather(*(self._entry(name, call) for name in names[:size]))
         return explainer_pb2.ListModelsResponse(
-            models=entries, next_page_token=_page_token(names[size - 1]) if len(names) > size else ""
+            models=[entry for entry in entries if entry is not None],
+            next_page_token=_page_token(names[size - 1]) if len(names) > size else "",
         )
+
+    async def _entry(self, name: str, call: Call) -> types_pb2.Model | None:
+        """Return a model as the list has it; None for one that has gone meanwhile."""
+        try:
+            return await self._catalogue.entry(name, "", call.deadline)
+        except ContractError as error:
+            if error.type != "unknown_model":
+                raise
+            return None
 
     async def get_model(self, request: explainer_pb2.GetModelRequest, call: Call) -> types_pb2.Model:
         """Describe one model, and say how its workers are now."""
@@ -125,7 +137,7 @@ class Operations:
             pictures.check_enlarged_size(answer, encoding, limit)
             started = time.perf_counter()
             async with call.deadline.limit():
-                await asyncio.to_thread(pictures.enlarge_maps, answer, encoding, limit, call.deadline)
+                await self._workshop.run(pictures.enlarge_maps, answer, encoding, limit, call.deadline)
             answer.stages.add(name="enlarge", seconds=time.perf_counter() - started)
         return answer
 
@@ -141,14 +153,14 @@ class Operations:
             raise
 
     def check_room(self, model: str) -> None:
-        """Refuse early, before the costly reading of a body, what `_ask` would refuse.
+        """Refuse early, before the costly reading of a body, what a model's default version would refuse.
 
         Raises:
             ContractError: `overloaded`.
         """
-        if self._catalogue.knows(model):
+        if (version := self._catalogue.default_version(model)) is not None:
             try:
-                self._admission.lane(model).check()
+                self._admission.lane(model, version).check()
             except ContractError:
                 self._metrics.rejected(model, "queue_full")
                 raise
@@ -159,7 +171,7 @@ class Operations:
         """Have a worker answer, and add how long that took to the answer's stages."""
         question.request_id = call.request_id
         question.deadline = call.deadline.epoch()
-        lane = self._admission.lane(model.name)
+        lane = self._admission.lane(model.name, model.version)
         lane.resize(BATCHES_IN_HAND * self._catalogue.slots(model.name, model.version))
         started = time.perf_counter()
         reply = await self._ask_twice(model, question, call, lane)
@@ -189,18 +201,25 @@ class Operations:
         self, model: types_pb2.Model, question: worker_pb2.WorkerRequest, call: Call, lane: Lane
     ) -> worker_pb2.WorkerReply:
         try:
+            await lane.enter(call.deadline)
+        except ContractError as error:
+            if error.type == "overloaded":
+                self._metrics.rejected(model.name, "queue_full")
+            raise
+        try:
             with self._tracing.call(question.WhichOneof("operation") or "", model.name) as parent:
                 question.traceparent = parent
-                return await self._backend.ask(model.name, model.version, question, call.deadline, lane)
+                return await self._backend.ask(model.name, model.version, question, call.deadline, lane.leave)
         except WorkerLostError as error:
             self._metrics.backend_error(model.name, error.type)
             raise
         except ContractError as error:
-            if error.type == "overloaded":
+            judged = self._catalogue.judge(error, model)
+            if judged.type == "overloaded":
                 self._metrics.rejected(model.name, "queue_full")
-            elif error.row.http_status >= 500:
-                self._metrics.backend_error(model.name, error.type)
-            raise self._catalogue.judge(error, model) from None
+            elif judged.row.http_status >= 500:
+                self._metrics.backend_error(model.name, judged.type)
+            raise judged from None
 
 
 def _check_model_name(name: str) -> None:

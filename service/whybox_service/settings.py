@@ -52,13 +52,16 @@ class Settings(BaseSettings):
         description="Requests of one model that wait for its workers; further ones are refused at once.",
     )
     max_buffered_bytes: int = Field(
-        default=512 * MEBIBYTE, gt=0, description="Bytes of all REST bodies in hand at one time."
+        default=512 * MEBIBYTE, gt=0, description="Bytes of all requests' bodies in hand at one time."
     )
     header_seconds: float = Field(
         default=10.0, gt=0, description="Seconds that a client has for the headers of a REST request."
     )
     body_seconds: float = Field(
-        default=30.0, gt=0, description="Seconds that a client has for the body of a REST request."
+        default=20.0,
+        gt=0,
+        description="Seconds that a client has for the body of a REST request, and to take the answer; "
+        "large answers have more.",
     )
     idle_seconds: float = Field(
         default=75.0, gt=0, description="Seconds after which a connection without a request is closed."
@@ -69,6 +72,12 @@ class Settings(BaseSettings):
         description="Seconds after a request's deadline at which a model that has answered nothing since "
         "counts as hung. Longer than the longest forward pass.",
     )
+    probe_seconds: float = Field(
+        default=5.0,
+        gt=0,
+        description="Seconds within which a model with nothing to do describes itself, or counts as hung. "
+        "With several gateways on one TorchServe: longer than the longest request.",
+    )
     recovery_seconds: float = Field(
         default=10.0,
         ge=0,
@@ -77,9 +86,6 @@ class Settings(BaseSettings):
     departures_dir: Path | None = Field(
         default=None,
         description="Folder shared with the workers, in which they are told whose client has gone.",
-    )
-    max_backend_connections: int = Field(
-        default=64, gt=0, description="Connections to TorchServe that are open at one time."
     )
     shutdown_seconds: float = Field(
         default=10.0, ge=0, description="Seconds that running requests get to finish when the gateway stops."

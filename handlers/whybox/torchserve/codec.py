@@ -11,9 +11,9 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError, Message
 
 from whybox_proto.errors import PROBLEM_JSON, ContractError, shorten, to_problem
+from whybox_proto.media import PROTOBUF
 from whybox_proto.v1 import explainer_pb2, worker_pb2
 
-PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
 
 MAX_ANSWER_BYTES = 63 * 2**20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,7 @@ from starlette.responses import Response
 from whybox_proto.errors import ContractError, shorten
 from whybox_proto.v1 import explainer_pb2, types_pb2
 from whybox_service import pictures, stages
+from whybox_service.buffers import Buffers
 from whybox_service.calls import Call
 from whybox_service.metrics import Metrics, Observation
 from whybox_service.operations import Operations
@@ -24,15 +24,23 @@ from whybox_service.rest.json_out import to_dict, to_json
 from whybox_service.rest.query import read_query
 from whybox_service.rest.routes import Address
 from whybox_service.settings import Settings
+from whybox_service.workshop import Workshop
+
+# A drawing takes up to a gigabyte.
+DRAWING_AT_ONCE = 2
 
 
 class Answers:
     """Makes what answers at an address out of the operation behind it."""
 
-    def __init__(self, operations: Operations, metrics: Metrics, settings: Settings) -> None:
+    def __init__(
+        self, operations: Operations, metrics: Metrics, buffers: Buffers, settings: Settings
+    ) -> None:
         self._operations = operations
         self._metrics = metrics
+        self._buffers = buffers
         self._bodies = bodies.Bodies(settings)
+        self._workshop = Workshop(DRAWING_AT_ONCE)
         self._max_response_bytes = settings.max_response_bytes
 
     def at(self, address: Address) -> Answer:
@@ -46,7 +54,7 @@ class Answers:
             if kind == media.EVENT_STREAM:
                 raise ContractError("not_implemented", "maps are not streamed yet", field="Accept", got=kind)
             message, batch = make(), kserve.Batch(make)
-            with self._bodies.room() as room:
+            with self._buffers.room() as room:
                 if address.verb == "POST":
                     self._operations.check_room(observation.model)
                     read_json = batch.read if address.instances else json_in.read_message
@@ -100,7 +108,7 @@ class Answers:
         if len(answer.heat_maps) != 1:
             raise _not_one_map("select", len(answer.heat_maps), "heat maps")
         started = time.perf_counter()
-        picture = await asyncio.to_thread(
+        picture = await self._workshop.run(
             pictures.draw_overlay, message.image, answer, self._max_response_bytes
         )
         overlay = types_pb2.Stage(name="overlay", seconds=time.perf_counter() - started)

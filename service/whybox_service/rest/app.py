@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from whybox_proto.errors import ContractError
 from whybox_service.calls import Call
@@ -45,12 +46,12 @@ def create(
 ) -> FastAPI:
     """Build the application."""
     app = FastAPI(title="whybox", redirect_slashes=False, docs_url=None, redoc_url=None)
-    exchange = Exchange(intake)
-    answers = Answers(operations, metrics, settings)
+    exchange = Exchange(intake, settings)
+    answers = Answers(operations, metrics, intake.buffers, settings)
     operator = _Operator(catalogue, metrics)
 
     def add(verb: str, path: str, operation: str, answer: Answer) -> None:
-        app.router.add_route(path, exchange.endpoint(operation, answer), methods=[verb])
+        app.router.routes.append(Route(path, exchange.endpoint(operation, answer), methods=[verb]))
 
     for address in ADDRESSES:
         add(address.verb, address.path.replace("}", ":name}"), address.operation, answers.at(address))

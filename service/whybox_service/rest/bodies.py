@@ -9,8 +9,7 @@ image/*, or octets       the picture itself; the other fields in the query strin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from google.protobuf.message import Message
@@ -18,55 +17,24 @@ from starlette.requests import ClientDisconnect, Request
 
 from whybox_proto.errors import ContractError, shorten, unknown_name
 from whybox_service import messages
+from whybox_service.buffers import Room
 from whybox_service.intake import ClientGoneError
 from whybox_service.rest import json_in, media, multipart
 from whybox_service.rest.query import read_query
 from whybox_service.settings import Settings
 
+MAX_CONTENT_TYPE = 512
 READ = (media.MULTIPART, media.JSON, media.PROTOBUF, "image/*", media.OCTETS)
 
 ReadJson = Callable[[Any, Message], None]
 
 
-class Room:
-    """The bytes that one request's body holds of the room that all of them share."""
-
-    def __init__(self, bodies: Bodies) -> None:
-        self._bodies = bodies
-        self.size = 0
-
-    def grow(self, size: int) -> None:
-        """Take more.
-
-        Raises:
-            ContractError: `overloaded` where there is no more.
-        """
-        self._bodies.take(size)
-        self.size += size
-
-
 class Bodies:
-    """Reads bodies, each within its limits, and all within theirs."""
+    """Reads bodies, each within its limits."""
 
     def __init__(self, settings: Settings) -> None:
         self._limit = settings.max_request_bytes
         self._seconds = settings.body_seconds
-        self._free = settings.max_buffered_bytes
-
-    @contextmanager
-    def room(self) -> Iterator[Room]:
-        """Hold what a request's body takes until the request has been answered."""
-        room = Room(self)
-        try:
-            yield room
-        finally:
-            self._free += room.size
-
-    def take(self, size: int) -> None:
-        """Take some of the shared room; for `Room`."""
-        if size > self._free:
-            raise ContractError("overloaded", "the bodies in hand take all the memory that is meant for them")
-        self._free -= size
 
     async def read(
         self, request: Request, message: Message, room: Room, read_json: ReadJson = json_in.read_message
@@ -113,6 +81,8 @@ class Bodies:
         chunks: list[bytes] = []
         size = 0
         patience = asyncio.timeout(self._seconds)
+        # Should the request's deadline, or this limit, end the wait, it stays so.
+        request.state.body_late = True
         try:
             async with patience:
                 async for chunk in request.stream():
@@ -121,6 +91,9 @@ class Bodies:
                         raise _too_large(self._limit, f"more than {self._limit} bytes")
                     room.grow(len(chunk))
                     chunks.append(chunk)
+        except ContractError:
+            request.state.body_late = False
+            raise
         except ClientDisconnect:
             raise ClientGoneError from None
         except TimeoutError:
@@ -132,12 +105,27 @@ class Bodies:
                 expected=f"all of it within {self._seconds:g} s",
                 got=f"{size} bytes",
             ) from None
+        request.state.body_late = False
         return b"".join(chunks)
+
+
+def is_body_late(request: Request) -> bool:
+    """Whether a request was given up because its body did not come in time."""
+    return getattr(request.state, "body_late", False)
 
 
 def _kind(request: Request) -> tuple[str, str]:
     """Return the body's media type, which is one that is read here, and the whole header that names it."""
     header = request.headers.get("content-type", "")
+    if len(header) > MAX_CONTENT_TYPE:
+        # Reading its parameters takes time that grows with the square of their number.
+        raise ContractError(
+            "invalid_request",
+            "the header cannot be read",
+            field="Content-Type",
+            expected=f"at most {MAX_CONTENT_TYPE} characters",
+            got=f"{len(header)} characters",
+        )
     kind = media.base(header) or media.OCTETS
     if not kind.startswith("image/") and kind not in READ:
         raise ContractError(

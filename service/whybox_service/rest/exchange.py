@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -10,46 +11,81 @@ from contextlib import asynccontextmanager
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
 from whybox_proto.errors import PROBLEM_JSON, ContractError, shorten, to_problem
 from whybox_service.calls import Call, check_timeout
 from whybox_service.intake import Arrival, ClientGoneError, Intake, RefusedError
 from whybox_service.metrics import UNKNOWN, Observation
+from whybox_service.rest.bodies import is_body_late
 from whybox_service.rest.json_out import to_json
+from whybox_service.settings import Settings
 
 REQUEST_ID = "X-Request-Id"
 REQUEST_TIMEOUT = "X-Request-Timeout"
+# A client that takes an answer slower than this, beyond some seconds for any answer, is cut off.
+SLOWEST_BYTES_PER_SECOND = 512 << 10
 # Nobody reads it; what proxies write into their logs where a client hung up.
 CLIENT_CLOSED_REQUEST = 499
 
+# Bytes of an answer that are handed over at a time; more follow when the client has taken most of them.
+SENT_AT_ONCE = 256 << 10
+
 Answer = Callable[[Request, Call, Observation], Awaitable[Response]]
-Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Endpoint:
+    """What answers at one address: an ASGI application.
+
+    The answer is sent in pieces, each when the client has taken the one before, and counts as a request in
+    hand until then: who does not read fills no memory with answers.
+    """
+
+    def __init__(self, intake: Intake, operation: str, answer: Answer, send_seconds: float) -> None:
+        self._intake = intake
+        self._operation = operation
+        self._answer = answer
+        self._send_seconds = send_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        response = await self.respond(Request(scope, receive))
+        # From here on there is nothing to tell but the answer: who takes too long for it is cut off.
+        with self._intake.in_hand(), contextlib.suppress(TimeoutError):
+            seconds = self._send_seconds + len(response.body) / SLOWEST_BYTES_PER_SECOND
+            async with asyncio.timeout(seconds):
+                await _send(response, scope, receive, send)
+
+    async def respond(self, request: Request) -> Response:
+        """Make the answer, which may be a problem."""
+
+        async def work(call: Call, observation: Observation) -> Response:
+            return await self._answer(request, call, observation)
+
+        arrival = Arrival("rest", self._operation, request.headers, REQUEST_ID, lambda: _timeout(request))
+        try:
+            response, request_id = await self._intake.take(arrival, work)
+        except RefusedError as refused:
+            response = problem(refused.error, refused.request_id)
+            if is_body_late(request):
+                response.headers["Connection"] = "close"  # the rest of the body may never come
+            return response
+        except ClientGoneError:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        response.headers[REQUEST_ID] = request_id
+        return response
 
 
 class Exchange:
     """Wraps what answers a request into what every exchange has in common."""
 
-    def __init__(self, intake: Intake) -> None:
+    def __init__(self, intake: Intake, settings: Settings) -> None:
         self._intake = intake
+        self._send_seconds = settings.body_seconds
 
     def endpoint(self, operation: str, answer: Answer) -> Endpoint:
         """Return an endpoint that answers with `answer` and turns what it raises into a problem."""
-
-        async def respond(request: Request) -> Response:
-            async def work(call: Call, observation: Observation) -> Response:
-                return await answer(request, call, observation)
-
-            arrival = Arrival("rest", operation, request.headers, REQUEST_ID, lambda: _timeout(request))
-            try:
-                response, request_id = await self._intake.take(arrival, work)
-            except RefusedError as refused:
-                return problem(refused.error, refused.request_id)
-            except ClientGoneError:
-                return Response(status_code=CLIENT_CLOSED_REQUEST)
-            response.headers[REQUEST_ID] = request_id
-            return response
-
-        return respond
+        return Endpoint(self._intake, operation, answer, self._send_seconds)
 
     async def refuse(self, request: Request, error: Exception) -> Response:
         """Answer what no route takes: an address that is not there, or a verb that it does not take."""
@@ -68,7 +104,7 @@ class Exchange:
                 )
             raise ContractError("not_found", f"there is nothing at {path}", got=path)
 
-        response = await self.endpoint(UNKNOWN, answer)(request)
+        response = await self.endpoint(UNKNOWN, answer).respond(request)
         response.headers.update(headers or {})
         return response
 
@@ -111,9 +147,23 @@ def problem(error: ContractError, request_id: str, members: Mapping[str, object]
         headers["Retry-After"] = str(math.ceil(error.retry_after))
     if error.type == "unauthenticated":
         headers["WWW-Authenticate"] = "Bearer"
-    if error.type == "request_timeout":
-        headers["Connection"] = "close"  # the rest of the body may never come
     return Response(body, error.row.http_status, headers, PROBLEM_JSON)
+
+
+async def _send(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    """Send an answer in pieces; HEAD has none."""
+
+    async def in_pieces(message: Message) -> None:
+        body = message.get("body", b"")
+        if message["type"] != "http.response.body" or len(body) <= SENT_AT_ONCE:
+            await send(message)
+            return
+        for start in range(0, len(body), SENT_AT_ONCE):
+            more = start + SENT_AT_ONCE < len(body)
+            piece = body[start : start + SENT_AT_ONCE]
+            await send({"type": "http.response.body", "body": piece, "more_body": more})
+
+    await response(scope, receive, in_pieces)
 
 
 def _timeout(request: Request) -> float | None:

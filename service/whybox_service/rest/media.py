@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from whybox_proto.errors import ContractError, shorten
+from whybox_proto.media import PROTOBUF as PROTOBUF
 
 JSON = "application/json"
-PROTOBUF = "application/x-protobuf"
 PNG = "image/png"
 EVENT_STREAM = "text/event-stream"
 MULTIPART = "multipart/form-data"

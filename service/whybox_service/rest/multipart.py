@@ -12,7 +12,7 @@ from whybox_proto.errors import ContractError
 
 MAX_BOUNDARY = 70
 MAX_PARTS = 16
-MAX_HEADER_BYTES = 8192
+MAX_HEADER_BYTES = 1024
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,17 @@ def _part(raw: bytes) -> Part:
     head, separator, data = raw.partition(b"\r\n\r\n")
     if not separator or len(head) > MAX_HEADER_BYTES:
         raise _broken("a part has no end of its headers")
+    try:
+        name, content_type = _described(head)
+    except ContractError:
+        raise
+    except Exception as error:  # the parser has many kinds for what it cannot read, RecursionError among them
+        raise _broken("a part's headers make no sense") from error
+    return Part(name, content_type, data)
+
+
+def _described(head: bytes) -> tuple[str, str]:
+    """Read a part's headers: its name, and its content type, which may be empty."""
     headers = BytesParser(policy=HTTP).parsebytes(head + b"\r\n\r\n", headersonly=True)
     disposition = headers["Content-Disposition"]
     name = disposition.params.get("name") if disposition is not None else None
@@ -79,7 +90,7 @@ def _part(raw: bytes) -> Part:
     if encoding is not None and str(encoding).lower() not in ("binary", "8bit", "7bit"):
         raise _broken("a part has a transfer encoding")
     content_type = headers["Content-Type"]
-    return Part(name, content_type.content_type if content_type is not None else "", data)
+    return name, content_type.content_type if content_type is not None else ""
 
 
 def _broken(why: str) -> ContractError:

@@ -11,6 +11,8 @@ from google.protobuf.message import Message
 from whybox_proto.errors import ContractError, shorten
 from whybox_service.rest.json_in import Text, read_message
 
+MAX_DOTS = 16
+
 
 def read_query(pairs: Iterable[tuple[str, str]], message: Message) -> None:
     """Fill a message from the pairs of a query string, such as ``select.score_threshold=0.5``.
@@ -20,6 +22,14 @@ def read_query(pairs: Iterable[tuple[str, str]], message: Message) -> None:
     """
     tree: dict[str, Any] = {}
     for name, value in pairs:
+        if name.count(".") > MAX_DOTS:
+            raise ContractError(
+                "unknown_field",
+                "no field lies so deep",
+                field=shorten(name),
+                expected=f"at most {MAX_DOTS} dots",
+                got=f"{name.count('.')} dots",
+            )
         _put(tree, message.DESCRIPTOR, name.split("."), Text(value), name)
     read_message(tree, message)
 

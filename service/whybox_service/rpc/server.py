@@ -9,7 +9,7 @@ from grpc_reflection.v1alpha import reflection
 from whybox_service.addresses import join
 from whybox_service.catalogue import Readiness
 from whybox_service.keys import Keys
-from whybox_service.rpc.door import Door
+from whybox_service.rpc.door import OPEN_CHECKS, OPEN_STREAMS, Door
 from whybox_service.rpc.servicer import SERVICE, Servicer
 from whybox_service.settings import Settings
 from whybox_service.tls import Tls
@@ -35,7 +35,7 @@ class RpcServer:
                 ("grpc.max_connection_idle_ms", round(settings.idle_seconds * 1000)),
             ),
             # Beyond the service's own limit on requests, so that most are refused by it, with advice.
-            maximum_concurrent_rpcs=2 * settings.max_requests,
+            maximum_concurrent_rpcs=2 * settings.max_requests + OPEN_CHECKS + OPEN_STREAMS,
         )
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs do not know it
         self._server.add_generic_rpc_handlers((servicer.handlers(),))

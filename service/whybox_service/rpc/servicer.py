@@ -69,10 +69,12 @@ class Servicer:
                         expected=f"at most {self._max_request_bytes} bytes",
                         got=f"{len(body)} bytes",
                     )
-                request = make()
-                messages.parse(body, request)
-                observation.model = getattr(request, "model", "")
-                answer = await self._operations.perform(method.name, request, call)
+                with self._intake.buffers.room() as room:
+                    room.grow(len(body))
+                    request = make()
+                    messages.parse(body, request)
+                    observation.model = getattr(request, "model", "")
+                    answer = await self._operations.perform(method.name, request, call)
                 answer_body, timed = stages.serialize(answer)
                 self._metrics.stages(operation, observation.model, timed)
                 return answer_body

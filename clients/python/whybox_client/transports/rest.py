@@ -20,8 +20,8 @@ from whybox_client.transports.background import Background
 from whybox_client.transports.credentials import Credentials
 from whybox_client.transports.lines import HungUpError, Line
 from whybox_client.wire import READY, Call, Reply
+from whybox_proto.media import PROTOBUF
 
-_PROTOBUF = "application/x-protobuf"
 _PROBLEM = "application/problem+json"
 # The service ends a late call itself, with a better error than ours; this is how much longer we wait for it.
 _GRACE_S = 1.0
@@ -123,14 +123,14 @@ def _request(url: str, call: Call, timeout: float) -> dict[str, Any]:
         "method": call.operation.verb,
         "url": url + path,
         "headers": {
-            "Accept": _PROTOBUF,
+            "Accept": PROTOBUF,
             "X-Request-Id": call.request_id,
             "X-Request-Timeout": f"{max(timeout, 0.001):.3f}".rstrip("0").rstrip("."),
         },
         "timeout": httpx.Timeout(timeout + _GRACE_S, connect=min(max(timeout, _GRACE_S), _CONNECT_S)),
     }
     if call.operation.verb == "POST":
-        request["headers"]["Content-Type"] = _PROTOBUF
+        request["headers"]["Content-Type"] = PROTOBUF
         request["content"] = call.request.SerializeToString()
     else:
         request["params"] = query
@@ -155,10 +155,10 @@ def _reply(response: httpx.Response, call: Call) -> Reply:
     media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
     if not response.is_success:
         raise _problem(response, media_type, request_id)
-    if call.operation is not READY and media_type != _PROTOBUF:
+    if call.operation is not READY and media_type != PROTOBUF:
         raise errors.InvalidAnswerError(
             "the address does not answer as whybox does",
-            expected=_PROTOBUF,
+            expected=PROTOBUF,
             got=media_type or "no content type",
             request_id=request_id,
         )

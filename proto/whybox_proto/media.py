@@ -1,0 +1,3 @@
+"""Media types that both sides of a hop name."""
+
+PROTOBUF = "application/x-protobuf"
