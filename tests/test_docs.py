@@ -237,3 +237,25 @@ class TestTheWorkedDetector:
         safetensors.torch.save_file(grid["network"].state_dict(), path)
         loaded = grid["load"](Recipe("grid", "grid", "grid", labels=("a", "b", "c")), path)
         assert loaded.labels == ("a", "b", "c")
+
+
+def test_every_fault_that_was_tried_has_its_test() -> None:
+    """Rows of reliability.md name files, and in them classes or functions, that are there."""
+    table = (ROOT / "docs" / "reliability.md").read_text().partition("| what was tried |")[2]
+    rows = [line for line in table.splitlines() if line.startswith("|") and line.count("|") == 4]
+    named = [(row, re.findall(r"`([^`]+)`", row.split("|")[3])) for row in rows]
+    checked = 0
+    for row, names in named:
+        path: Path | None = None
+        for name in names:
+            file, _, inside = name.partition("::")
+            if file.endswith(".py"):
+                path = ROOT / file if "/" in file else ROOT / "tests" / file
+                assert path.is_file(), row
+            else:
+                inside = name if not name.startswith("make ") else ""
+            for part in filter(None, inside.split("::")):
+                assert path is not None, row
+                assert re.search(rf"(def|class) {re.escape(part)}\b", path.read_text()), f"{row}: {part}"
+            checked += 1
+    assert checked > 50

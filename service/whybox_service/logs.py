@@ -39,6 +39,9 @@ def configure(level: str, format: Format) -> None:
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     logging.captureWarnings(True)
+    # No line tells its thread, process or place in the code, so none need be looked up: the how-to's own way.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     # They tell every byte that goes to TorchServe.
     logging.getLogger("httpcore").setLevel(logging.INFO)
 
