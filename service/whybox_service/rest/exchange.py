@@ -90,22 +90,23 @@ class Exchange:
     async def refuse(self, request: Request, error: Exception) -> Response:
         """Answer what no route takes: an address that is not there, or a verb that it does not take."""
         status = error.status_code if isinstance(error, HTTPException) else 500
-        headers = error.headers if isinstance(error, HTTPException) else None
+        headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+        if "Allow" in headers:  # Starlette's is in no order
+            headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
         path = shorten(request.url.path)
 
         async def answer(request: Request, _call: Call, _observation: Observation) -> Response:
             if status == 405:
-                allowed = (headers or {}).get("Allow", "")
                 raise ContractError(
                     "method_not_allowed",
                     f"{path} does not take this verb",
-                    expected=allowed,
+                    expected=headers.get("Allow", ""),
                     got=request.method,
                 )
             raise ContractError("not_found", f"there is nothing at {path}", got=path)
 
         response = await self.endpoint(UNKNOWN, answer).respond(request)
-        response.headers.update(headers or {})
+        response.headers.update(headers)
         return response
 
 
