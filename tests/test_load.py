@@ -19,12 +19,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from conftest import PATIENCE_SECONDS, Live, serving
-from gateway_calls import Outcome, b64, over_grpc, over_rest
-from test_gateway_backend import pack
+from test_gateway_backend import NAME, pack
+from test_gateway_backend import wish as ask
 from whybox_proto.v1 import explainer_pb2
 from whybox_service.rpc.door import OPEN_STREAMS
 
-NAME = "faulty"
 ENVIRONMENT = {
     "WHYBOX_POLL_SECONDS": "0.5",
     "WHYBOX_MAX_WAITING": "2",
@@ -44,13 +43,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     pack(NAME, Path(__file__).with_name("faulty_worker.py"), store)
     with serving(store, tmp_path_factory.mktemp("small"), env=ENVIRONMENT) as running:
         yield running
-
-
-def ask(live: Live, what: str, transport: str = "rest", **headers: str) -> Outcome:
-    request = {"model": NAME, "image": b64(what.encode())}
-    if transport == "rest":
-        return over_rest(live.rest, "Detect", request, **headers)
-    return over_grpc(live.target, "Detect", request)
 
 
 def eventually(holds: Callable[[], bool]) -> None:
