@@ -257,7 +257,7 @@ def test_a_picture_that_breaks_the_network_fails_alone(
 
 
 def test_an_answer_that_is_too_large_is_refused(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whybox.engine.MAX_RESPONSE_BYTES", 100)
+    monkeypatch.setattr("whybox.explaining.MAX_RESPONSE_BYTES", 100)
     error = ask(engine, explain()).error
     assert (error.type, error.field) == ("response_too_large", "targets")
     assert "fewer targets" in error.expected

@@ -66,7 +66,8 @@ def describe(recipe: Recipe, detector: Detector) -> types_pb2.Model:
 
 def _describe_method(method: Method, layers: list[str], chosen: dict[str, Any]) -> types_pb2.Method:
     layer = chosen.pop("layer", layers[0] if layers else "")
-    if layers and layer not in layers:
+    chosen_layers = layer.split("+") if method.combines_layers else [layer]
+    if layers and (len(set(chosen_layers)) < len(chosen_layers) or not set(chosen_layers) <= set(layers)):
         raise RecipeError(f"methods.{method.name}.layer: expected one of {', '.join(layers)}; got {layer!r}")
     names = [param.name for param in method.params]
     for name in chosen:
@@ -82,6 +83,7 @@ def _describe_method(method: Method, layers: list[str], chosen: dict[str, Any]) 
         layers=layers,
         default_layer=layer,
         sampling=method.sampling,
+        combines_layers=method.combines_layers,
     )
 
 

@@ -15,37 +15,24 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from whybox.describe import describe
-from whybox.detectors.base import Detections, Forward, PostProcessing, WhiteBoxDetector
+from whybox.detectors.base import Detections, Forward, WhiteBoxDetector
 from whybox.detectors.registry import load_detector
+from whybox.explaining import Explaining
 from whybox.images import decode_image
-from whybox.methods import METHODS
-from whybox.methods.base import Map, ParamValue, Question
 from whybox.patience import NobodyWaitsError, Patience
 from whybox.recipe import Recipe
-from whybox_proto import maps as wire_maps
-from whybox_proto.checks import (
-    DEFAULT_ENCODING,
-    DEFAULT_MAX_DETECTIONS,
-    DEFAULT_TARGETS,
-    MAX_DETECTIONS,
-    check_detect,
-    check_explain,
-    find_method,
-)
+from whybox.selection import Request, messages_of, select, settings_of
+from whybox_proto.checks import check_detect, check_explain
 from whybox_proto.departures import Departures
 from whybox_proto.errors import ContractError
 from whybox_proto.v1 import explainer_pb2, types_pb2, worker_pb2
 
 logger = logging.getLogger(__name__)
 
-MAX_RESPONSE_BYTES = 60 * 2**20
-"""Larger answers are refused; TorchServe is set to take 64 MiB, and kills a worker that passes its limit."""
-
-FIELD_BYTES = 6
-"""What a message in a list takes beside its own bytes: its number, and its length."""
+OPERATIONS = ("detect", "explain", "plan", "sample")
+"""Of a worker's request, besides ``describe``."""
 
 Watch = Callable[[int, str, float], None]
 """Told at the end of a stage: the position of the request it was for, the stage's name, its seconds."""
@@ -55,8 +42,7 @@ Watch = Callable[[int, str, float], None]
 class _Job:
     """One request on its way through the engine."""
 
-    request: explainer_pb2.DetectRequest | explainer_pb2.ExplainRequest
-    request_id: str
+    request: worker_pb2.WorkerRequest
     patience: Patience
     image: Tensor | None = None
     reply: worker_pb2.WorkerReply | None = None
@@ -64,17 +50,27 @@ class _Job:
     watch: Callable[[str, float], None] | None = None
 
     @property
-    def explains(self) -> bool:
-        return isinstance(self.request, explainer_pb2.ExplainRequest)
+    def operation(self) -> str:
+        return self.request.WhichOneof("operation") or ""
+
+    @property
+    def asked(self) -> Request:
+        """What is asked of the detector, in the client's own words."""
+        asked: Request = (
+            self.request.sample.explain
+            if self.operation == "sample"
+            else getattr(self.request, self.operation)
+        )
+        return asked
 
     def fail(self, error: Exception) -> None:
         """Answer with an error; what is not the caller's fault is logged and told without its details."""
         if isinstance(error, NobodyWaitsError):
             error = ContractError("deadline_exceeded", f"nobody waits for the answer: {error}")
         if not isinstance(error, ContractError):
-            logger.error("request %s failed", self.request_id, exc_info=error)
+            logger.error("request %s failed", self.request.request_id, exc_info=error)
             error = ContractError("internal", f"the worker failed with {type(error).__name__}")
-        self.reply = worker_pb2.WorkerReply(error=error.to_message(self.request_id))
+        self.reply = worker_pb2.WorkerReply(error=error.to_message(self.request.request_id))
 
     def timed(self, stage: str, seconds: float) -> None:
         """Add to the time of a stage that has ended this moment."""
@@ -100,6 +96,7 @@ class Engine:
         self.recipe = recipe
         self.detector = detector
         self.model = describe(recipe, detector)
+        self._explaining = Explaining(recipe, detector, self.model)
         self._departures = Departures.from_environment()
 
     @classmethod
@@ -124,9 +121,8 @@ class Engine:
             operation = request.WhichOneof("operation")
             if operation == "describe":
                 replies.append(worker_pb2.WorkerReply(model=self.model))
-            elif operation in ("detect", "explain"):
-                patience = Patience(request.deadline, request.call_id, self._departures)
-                job = _Job(getattr(request, operation), request.request_id, patience)
+            elif operation in OPERATIONS:
+                job = _Job(request, Patience(request.deadline, request.call_id, self._departures))
                 if watch is not None:
                     job.watch = partial(watch, position)
                 jobs.append(job)
@@ -141,6 +137,8 @@ class Engine:
     def _run(self, jobs: Sequence[_Job]) -> None:
         for job in jobs:
             _guard(job, self._open)
+            if job.operation == "sample":
+                _guard(job, self._sample)
         ready = [job for job in jobs if job.reply is None]
         try:
             self._run_together(ready)
@@ -157,12 +155,19 @@ class Engine:
         """Check a request and decode its picture."""
         started = time.perf_counter()
         job.patience.check()
-        if isinstance(job.request, explainer_pb2.ExplainRequest):
-            check_explain(job.request, self.model)
+        asked = job.asked
+        if isinstance(asked, explainer_pb2.ExplainRequest):
+            check_explain(asked, self.model)
         else:
-            check_detect(job.request, self.model)
-        job.image = decode_image(job.request.image, self.recipe.input)
+            check_detect(asked, self.model)
+        job.image = decode_image(asked.image, self.recipe.input)
         job.timed("decode", time.perf_counter() - started)
+
+    def _sample(self, job: _Job) -> None:
+        """Work on one chunk of a sampling method's plan, which shares nothing with its neighbours."""
+        if job.reply is None and job.image is not None:
+            sums = self._explaining.sample(job.request.sample, job.image, job.patience)
+            job.reply = worker_pb2.WorkerReply(sample=sums)
 
     def _run_together(self, jobs: Sequence[_Job]) -> None:
         """Share forward passes between requests, then finish each alone."""
@@ -175,7 +180,7 @@ class Engine:
         for positions, batch in batches:
             started = time.perf_counter()
             members = [jobs[position] for position in positions]
-            forward = self.detector.forward(batch, keep=any(job.explains for job in members))
+            forward = self.detector.forward(batch, keep=any(job.operation != "detect" for job in members))
             shared = time.perf_counter() - started
             for job in members:
                 job.timed("forward", shared)
@@ -185,139 +190,56 @@ class Engine:
     def _finish(self, job: _Job, forward: Forward, image: int) -> None:
         job.patience.check()
         started = time.perf_counter()
+        request = job.asked
         frame = forward.batch.frames[image]
         warnings: list[str] = []
         candidates = self.detector.candidates(forward, image)
-        settings = self._settings(job.request)
+        settings = settings_of(request, self.model)
         detections = self.detector.postprocess(candidates, frame, settings)
-        detections = self._select(detections, job.request.select, warnings)
+        detections = select(detections, request.select, self.detector.labels, warnings)
         job.timed("postprocess", time.perf_counter() - started)
         job.reply = worker_pb2.WorkerReply()
-        answer = job.reply.explain if job.explains else job.reply.detect
+        answer = _answer(job)
         answer.model, answer.model_version = self.model.name, self.model.version
         answer.image.width, answer.image.height = frame.width, frame.height
-        answer.detections.extend(self._detections(detections))
+        answer.detections.extend(messages_of(detections, self.detector.labels))
         answer.warnings.extend(warnings)
-        if isinstance(answer, explainer_pb2.ExplainResponse):
-            answer.heat_maps.extend(self._explain(job, forward, image, detections))
-
-    def _settings(
-        self, request: explainer_pb2.DetectRequest | explainer_pb2.ExplainRequest
-    ) -> PostProcessing:
-        select, nms = request.select, request.nms
-        kind = nms.kind or self.model.default_nms
-        described = next(d for d in self.model.nms if d.kind == kind)
-        chosen = nms.iou_threshold if nms.HasField("iou_threshold") else described.iou_threshold
-        # With a filter on labels the limit applies after it.
-        limit = MAX_DETECTIONS if select.labels else _limit(select)
-        threshold = (
-            select.score_threshold if select.HasField("score_threshold") else self.model.score_threshold
-        )
-        return PostProcessing(threshold, limit, kind, chosen)
-
-    def _select(self, found: Detections, select: types_pb2.Select, warnings: list[str]) -> Detections:
-        if select.labels:
-            wanted = torch.tensor([self.detector.labels.index(label) for label in select.labels])
-            found = found[torch.isin(found.labels, wanted.to(found.labels.device))][: _limit(select)]
-        if select.box and len(found):
-            overlap = box_iou(found.boxes, found.boxes.new_tensor([list(select.box)]))[:, 0]
-            best = int(overlap.argmax())
-            if float(overlap[best]) > 0:
-                found = found[best : best + 1]
-            else:
-                warnings.append("no detection overlaps select.box")
-                found = found[:0]
-        for i, index in enumerate(select.indices):
-            if index >= len(found):
-                raise ContractError(
-                    "invalid_argument",
-                    "there is no such detection",
-                    field=f"select.indices[{i}]",
-                    expected=f"0 to {len(found) - 1}"
-                    if len(found)
-                    else "no indices: there are no detections",
-                    got=str(index),
-                )
-        if select.indices:
-            found = found[torch.tensor(list(select.indices), device=found.labels.device)]
-        return found
-
-    def _detections(self, found: Detections) -> list[types_pb2.Detection]:
-        rows = zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True)
-        return [
-            types_pb2.Detection(
-                index=i, box=box, label=self.detector.labels[label], label_id=label, score=score
-            )
-            for i, (box, label, score) in enumerate(rows)
-        ]
+        if isinstance(request, explainer_pb2.ExplainRequest):
+            self._explain(job, request, forward, image, detections)
 
     def _explain(
-        self, job: _Job, forward: Forward, image: int, detections: Detections
-    ) -> list[types_pb2.HeatMap]:
-        request = job.request
-        assert isinstance(request, explainer_pb2.ExplainRequest)
+        self,
+        job: _Job,
+        request: explainer_pb2.ExplainRequest,
+        forward: Forward,
+        image: int,
+        detections: Detections,
+    ) -> None:
+        assert job.reply is not None
+        assert job.image is not None
         started = time.perf_counter()
-        described = find_method(request, self.model)
-        targets = list(request.targets or DEFAULT_TARGETS)
-        layer = request.layer or described.default_layer
-        question = Question(
-            forward,
-            image,
-            detections,
-            targets,
-            layer,
-            _params(described, request),
-            request.seed,
-            job.patience,
-        )
-        rows = METHODS[described.name].explain(self.detector, question)
+        question = self._explaining.question(request, job.image, forward, image, detections, job.patience)
+        if job.operation == "plan":
+            job.reply.plan.MergeFrom(self._explaining.plan(request, question))
+            job.timed("explain", time.perf_counter() - started)
+            return
+        rows = self._explaining.explain(request, question)
         explained = time.perf_counter()
         job.timed("explain", explained - started)
-        encoding = request.output.encoding or DEFAULT_ENCODING
-        heat_maps = []
-        size = job.reply.ByteSize() if job.reply is not None else 0
-        for index, row in enumerate(rows):
-            for target, made in zip(targets, row, strict=True):
-                heat_map = _encode(made, encoding)
-                heat_map.detection_index = index
-                heat_map.target, heat_map.method, heat_map.layer = target, described.name, layer
-                heat_maps.append(heat_map)
-                size += heat_map.ByteSize() + FIELD_BYTES
-                if size > MAX_RESPONSE_BYTES:
-                    raise ContractError(
-                        "response_too_large",
-                        "the heat maps are too large for one answer",
-                        field="targets",
-                        expected=f"at most {MAX_RESPONSE_BYTES} bytes: ask for fewer targets or detections, "
-                        "or for output.encoding u8",
-                        got=f"more than {size} bytes",
-                    )
+        heat_maps = self._explaining.encode(request, question, rows, job.reply.ByteSize())
+        job.reply.explain.heat_maps.extend(heat_maps)
         job.timed("encode", time.perf_counter() - explained)
-        return heat_maps
 
 
-def _encode(made: Map, encoding: str) -> types_pb2.HeatMap:
-    heat_map = types_pb2.HeatMap(region=made.region, signed=made.signed)
-    wire_maps.encode(made.values.cpu().numpy(), heat_map, encoding)
-    return heat_map
-
-
-def _params(described: types_pb2.Method, request: explainer_pb2.ExplainRequest) -> dict[str, ParamValue]:
-    """Every parameter of a method: what was asked for, else the model's default."""
-    params: dict[str, ParamValue] = {}
-    for param in described.params:
-        value = request.params.fields.get(param.name, param.default_value)
-        if param.type == "boolean":
-            params[param.name] = value.bool_value
-        elif param.type == "string":
-            params[param.name] = value.string_value
-        else:
-            params[param.name] = int(value.number_value) if param.type == "integer" else value.number_value
-    return params
-
-
-def _limit(select: types_pb2.Select) -> int:
-    return select.max_detections if select.HasField("max_detections") else DEFAULT_MAX_DETECTIONS
+def _answer(job: _Job) -> explainer_pb2.DetectResponse | explainer_pb2.ExplainResponse:
+    """Return the part of a job's reply that tells of the detections."""
+    assert job.reply is not None
+    answers: dict[str, explainer_pb2.DetectResponse | explainer_pb2.ExplainResponse] = {
+        "detect": job.reply.detect,
+        "explain": job.reply.explain,
+        "plan": job.reply.plan.answer,
+    }
+    return answers[job.operation]
 
 
 def _guard(job: _Job, work: Callable[[_Job], None]) -> None:
@@ -334,7 +256,9 @@ def _finished(job: _Job) -> worker_pb2.WorkerReply:
         job.fail(RuntimeError("the request was left without an answer"))
     assert job.reply is not None
     result = job.reply.WhichOneof("result")
+    stages = [types_pb2.Stage(name=name, seconds=seconds) for name, seconds in job.stages.items()]
     if result in ("detect", "explain"):
-        stages = [types_pb2.Stage(name=name, seconds=seconds) for name, seconds in job.stages.items()]
         getattr(job.reply, result).stages.extend(stages)
+    elif result == "plan":
+        job.reply.plan.answer.stages.extend(stages)
     return job.reply

@@ -13,6 +13,8 @@ import yaml
 
 from whybox_proto.errors import shorten, unknown_name
 
+MIB = 2**20
+
 MAX_LABELS = 20_000
 MAX_LABEL = 200
 """Characters; so a description of a model, and a list of 1000 detections, stay far below 64 MiB."""
@@ -38,7 +40,7 @@ class InputLimits:
         max_aspect: its longer side over its shorter one; thinner pictures would vanish when scaled down.
     """
 
-    max_bytes: int = 32 * 2**20
+    max_bytes: int = 32 * MIB
     max_pixels: int = 50_000_000
     max_side: int = 16_384
     max_aspect: int = 50
@@ -54,6 +56,8 @@ class Workers:
         max_batch_delay_ms: how long the first request of a batch waits for others.
         response_timeout_s: a worker that takes longer is killed.
         queue_size: requests that wait before more are refused.
+        memory_mb: MiB that an explanation may take beside the model and one forward pass; the sizes of chunks
+            and batches follow it.
     """
 
     count: int = 1
@@ -61,6 +65,7 @@ class Workers:
     max_batch_delay_ms: int = 2
     response_timeout_s: int = 120
     queue_size: int = 100
+    memory_mb: int = 2048
 
 
 @dataclass(frozen=True)

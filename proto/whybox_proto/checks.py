@@ -21,6 +21,7 @@ DEFAULT_TARGETS = ("class",)
 DEFAULT_MAX_DETECTIONS = 100
 MAX_DETECTIONS = 1000
 MAX_SIDE = 4096
+DEFAULT_MAX_SIDE = 512
 MAX_UNKNOWN_BYTES = 1 << 16
 OUTPUT_SIZES = ("feature", "image")
 DEFAULT_ENCODING = "u8"
@@ -51,8 +52,7 @@ def check_explain(request: explainer_pb2.ExplainRequest, model: types_pb2.Model)
     _check_nms(request.nms, model)
     method = find_method(request, model)
     _check_targets(request.targets, method, model)
-    if request.layer and request.layer not in method.layers:
-        raise unknown_name("unknown_layer", "layer", request.layer, method.layers, field="layer")
+    _check_layer(request.layer, method)
     _check_params(request.params, method)
     if request.HasField("budget"):
         if not method.sampling:
@@ -256,6 +256,22 @@ def _check_targets(targets: Sequence[str], method: types_pb2.Method, model: type
         elif target not in method.targets:
             known = [*method.targets, "class:LABEL"] if "class" in method.targets else method.targets
             raise unknown_name("unknown_target", "target", target, known, field=field)
+
+
+def _check_layer(layer: str, method: types_pb2.Method) -> None:
+    """Check a layer, or several joined by "+" where the method combines them; empty passes."""
+    named = layer.split("+") if method.combines_layers else [layer]
+    for i, name in enumerate(named):
+        if layer and name not in method.layers:
+            raise unknown_name("unknown_layer", "layer", name, method.layers, field="layer")
+        if name in named[:i]:
+            raise ContractError(
+                "invalid_argument",
+                "a layer is combined with itself",
+                field="layer",
+                expected="each layer once",
+                got=shorten(layer),
+            )
 
 
 def _check_params(params: struct_pb2.Struct, method: types_pb2.Method) -> None:

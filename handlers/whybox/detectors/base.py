@@ -91,6 +91,10 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def to(self, device: torch.device) -> Detections:
+        """Move to a device."""
+        return Detections(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
     def __getitem__(self, keep: Tensor | slice) -> Detections:
         """Keep some of them, by indices, mask or slice."""
         return Detections(
@@ -250,6 +254,11 @@ class Detector(ABC):
 
     labels: tuple[str, ...]
     defaults: PostProcessing
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where its weights are."""
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Self:

@@ -88,6 +88,11 @@ class TorchvisionDetector(WhiteBoxDetector):
         parameter: Tensor = next(self.model.parameters())
         return parameter
 
+    @property
+    def device(self) -> torch.device:
+        """See `Detector.device`."""
+        return self.weight.device
+
     def to(self, device: torch.device | str) -> Self:
         """See `Detector.to`."""
         self.model.to(device)

@@ -45,11 +45,16 @@ class Map:
         values: float32 (h, w), higher is more important.
         region: [x1, y1, x2, y2] that the cells cover, image frame.
         signed: negative values mean "speaks against".
+        samples: that a sampling method drew; None for other methods.
+        standard_error: root mean square over the cells of the standard error of a cell's value, in units of
+            the values; None where it is not known.
     """
 
     values: Tensor
     region: tuple[float, float, float, float]
     signed: bool = False
+    samples: int | None = None
+    standard_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,16 @@ class Question:
         image: position of the picture in that pass.
         detections: those to explain.
         targets: names; see `TARGETS`, and ``class:LABEL``.
-        layer: to tap; empty for methods that use none.
+        layer: to tap, or several joined by ``+`` where the method combines them; empty for methods that use
+            none.
         params: a value for every parameter of the method.
         seed: of the random numbers.
         patience: says whether anybody still waits; methods `check` it between parts of their work.
+        picture: uint8 (H, W, 3), upright: for methods that change it and look again.
+        max_side: of a map made in pixel space.
+        memory: bytes that the work may take beside the model and its forward pass.
+        samples: to draw in all; None for the method's own number.
+        seconds: after which no more samples are drawn; None for no such limit.
     """
 
     forward: Forward
@@ -75,6 +86,11 @@ class Question:
     params: Mapping[str, ParamValue]
     seed: int = 0
     patience: Patience = field(default_factory=Patience)
+    picture: Tensor | None = None
+    max_side: int = 512
+    memory: int = 2 * 2**30
+    samples: int | None = None
+    seconds: float | None = None
 
 
 class Method(ABC):
@@ -85,7 +101,8 @@ class Method(ABC):
         description: in a sentence, with its paper.
         params: what can be set.
         targets: what it explains, of `TARGETS`.
-        sampling: it draws random samples and obeys a budget.
+        sampling: it draws random samples and obeys a budget; see `whybox.methods.sampling`.
+        combines_layers: it takes several layers joined by ``+``, for one map of them all.
     """
 
     name: str
@@ -93,6 +110,7 @@ class Method(ABC):
     params: tuple[Param, ...] = ()
     targets: tuple[str, ...] = ("class",)
     sampling: bool = False
+    combines_layers: bool = False
 
     @abstractmethod
     def layers(self, detector: Detector) -> list[str] | None:
@@ -110,6 +128,20 @@ class Method(ABC):
         Raises:
             ValueError: if the question names a target, layer or parameter that the method does not have.
         """
+        self.check(detector, question)
+        maps = self._explain(detector, question) if len(question.detections) else []
+        for row in maps:
+            for made in row:
+                if made.values.ndim != 2 or not bool(torch.isfinite(made.values).all()):
+                    raise RuntimeError(f"{self.name} made a map that is not finite (h, w)")
+        return maps
+
+    def check(self, detector: Detector, question: Question) -> None:
+        """Check that a question can be asked of this method and detector.
+
+        Raises:
+            ValueError: if it names a target, layer or parameter that the method does not have.
+        """
         for target in question.targets:
             head, _, label = target.partition(":")
             if head not in self.targets or (label and (head != "class" or label not in detector.labels)):
@@ -117,18 +149,13 @@ class Method(ABC):
         layers = self.layers(detector)
         if layers is None:
             raise ValueError(f"{self.name} cannot explain a {type(detector).__name__}")
-        if question.layer not in (layers or [""]):
+        asked = question.layer.split("+") if self.combines_layers else [question.layer]
+        if len(set(asked)) < len(asked) or not set(asked) <= set(layers or [""]):
             raise ValueError(f"layers of {self.name} are {', '.join(layers)}; got {question.layer!r}")
         if set(question.params) != {param.name for param in self.params}:
             raise ValueError(
                 f"expected a value for each parameter of {self.name}; got {dict(question.params)}"
             )
-        maps = self._explain(detector, question) if len(question.detections) else []
-        for row in maps:
-            for made in row:
-                if made.values.ndim != 2 or not bool(torch.isfinite(made.values).all()):
-                    raise RuntimeError(f"{self.name} made a map that is not finite (h, w)")
-        return maps
 
     @abstractmethod
     def _explain(self, detector: Detector, question: Question) -> list[list[Map]]:

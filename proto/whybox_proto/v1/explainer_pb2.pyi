@@ -51,7 +51,7 @@ class DetectRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., model_version: _Optional[str] = ..., image: _Optional[bytes] = ..., select: _Optional[_Union[_types_pb2.Select, _Mapping]] = ..., nms: _Optional[_Union[_types_pb2.Nms, _Mapping]] = ...) -> None: ...
 
 class DetectResponse(_message.Message):
-    __slots__ = ("model", "model_version", "image", "detections", "suppressed", "warnings", "stages")
+    __slots__ = ("model", "model_version", "image", "detections", "suppressed", "warnings", "stages", "why_not")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +59,7 @@ class DetectResponse(_message.Message):
     SUPPRESSED_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
+    WHY_NOT_FIELD_NUMBER: _ClassVar[int]
     model: str
     model_version: str
     image: _types_pb2.ImageSize
@@ -66,7 +67,8 @@ class DetectResponse(_message.Message):
     suppressed: _containers.RepeatedCompositeFieldContainer[_types_pb2.SuppressedDetection]
     warnings: _containers.RepeatedScalarFieldContainer[str]
     stages: _containers.RepeatedCompositeFieldContainer[_types_pb2.Stage]
-    def __init__(self, model: _Optional[str] = ..., model_version: _Optional[str] = ..., image: _Optional[_Union[_types_pb2.ImageSize, _Mapping]] = ..., detections: _Optional[_Iterable[_Union[_types_pb2.Detection, _Mapping]]] = ..., suppressed: _Optional[_Iterable[_Union[_types_pb2.SuppressedDetection, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., stages: _Optional[_Iterable[_Union[_types_pb2.Stage, _Mapping]]] = ...) -> None: ...
+    why_not: _types_pb2.WhyNot
+    def __init__(self, model: _Optional[str] = ..., model_version: _Optional[str] = ..., image: _Optional[_Union[_types_pb2.ImageSize, _Mapping]] = ..., detections: _Optional[_Iterable[_Union[_types_pb2.Detection, _Mapping]]] = ..., suppressed: _Optional[_Iterable[_Union[_types_pb2.SuppressedDetection, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., stages: _Optional[_Iterable[_Union[_types_pb2.Stage, _Mapping]]] = ..., why_not: _Optional[_Union[_types_pb2.WhyNot, _Mapping]] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
     __slots__ = ("model", "model_version", "image", "select", "nms", "method", "targets", "layer", "params", "budget", "seed", "evaluate", "output")
@@ -121,12 +123,14 @@ class ExplainResponse(_message.Message):
     def __init__(self, model: _Optional[str] = ..., model_version: _Optional[str] = ..., image: _Optional[_Union[_types_pb2.ImageSize, _Mapping]] = ..., detections: _Optional[_Iterable[_Union[_types_pb2.Detection, _Mapping]]] = ..., suppressed: _Optional[_Iterable[_Union[_types_pb2.SuppressedDetection, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., stages: _Optional[_Iterable[_Union[_types_pb2.Stage, _Mapping]]] = ..., heat_maps: _Optional[_Iterable[_Union[_types_pb2.HeatMap, _Mapping]]] = ..., why_not: _Optional[_Union[_types_pb2.WhyNot, _Mapping]] = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
-    __slots__ = ("explain", "truth")
+    __slots__ = ("explain", "truth", "measures")
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     TRUTH_FIELD_NUMBER: _ClassVar[int]
+    MEASURES_FIELD_NUMBER: _ClassVar[int]
     explain: ExplainRequest
     truth: _types_pb2.Layout
-    def __init__(self, explain: _Optional[_Union[ExplainRequest, _Mapping]] = ..., truth: _Optional[_Union[_types_pb2.Layout, _Mapping]] = ...) -> None: ...
+    measures: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, explain: _Optional[_Union[ExplainRequest, _Mapping]] = ..., truth: _Optional[_Union[_types_pb2.Layout, _Mapping]] = ..., measures: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("detection_index", "target", "values")

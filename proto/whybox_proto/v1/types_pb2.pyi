@@ -157,18 +157,26 @@ class HeatMap(_message.Message):
     def __init__(self, detection_index: _Optional[int] = ..., target: _Optional[str] = ..., method: _Optional[str] = ..., layer: _Optional[str] = ..., region: _Optional[_Iterable[float]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., signed: bool = ..., encoding: _Optional[str] = ..., data: _Optional[bytes] = ..., min_value: _Optional[float] = ..., max_value: _Optional[float] = ..., samples: _Optional[int] = ..., standard_error: _Optional[float] = ..., faithfulness: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class WhyNot(_message.Message):
-    __slots__ = ("candidate", "reason", "by_index", "by_label", "by_score")
+    __slots__ = ("candidate", "reason", "by_index", "by_label", "by_score", "score_threshold", "expected_iou", "suppressed", "heat_maps")
     CANDIDATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     BY_INDEX_FIELD_NUMBER: _ClassVar[int]
     BY_LABEL_FIELD_NUMBER: _ClassVar[int]
     BY_SCORE_FIELD_NUMBER: _ClassVar[int]
+    SCORE_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_IOU_FIELD_NUMBER: _ClassVar[int]
+    SUPPRESSED_FIELD_NUMBER: _ClassVar[int]
+    HEAT_MAPS_FIELD_NUMBER: _ClassVar[int]
     candidate: Detection
     reason: str
     by_index: int
     by_label: str
     by_score: float
-    def __init__(self, candidate: _Optional[_Union[Detection, _Mapping]] = ..., reason: _Optional[str] = ..., by_index: _Optional[int] = ..., by_label: _Optional[str] = ..., by_score: _Optional[float] = ...) -> None: ...
+    score_threshold: float
+    expected_iou: float
+    suppressed: SuppressedDetection
+    heat_maps: _containers.RepeatedCompositeFieldContainer[HeatMap]
+    def __init__(self, candidate: _Optional[_Union[Detection, _Mapping]] = ..., reason: _Optional[str] = ..., by_index: _Optional[int] = ..., by_label: _Optional[str] = ..., by_score: _Optional[float] = ..., score_threshold: _Optional[float] = ..., expected_iou: _Optional[float] = ..., suppressed: _Optional[_Union[SuppressedDetection, _Mapping]] = ..., heat_maps: _Optional[_Iterable[_Union[HeatMap, _Mapping]]] = ...) -> None: ...
 
 class Parameter(_message.Message):
     __slots__ = ("name", "type", "default_value", "minimum", "maximum", "choices", "description")
@@ -201,7 +209,7 @@ class Layer(_message.Message):
     def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., channels: _Optional[int] = ..., stride: _Optional[float] = ...) -> None: ...
 
 class Method(_message.Message):
-    __slots__ = ("name", "description", "params", "targets", "layers", "default_layer", "sampling")
+    __slots__ = ("name", "description", "params", "targets", "layers", "default_layer", "sampling", "combines_layers")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     PARAMS_FIELD_NUMBER: _ClassVar[int]
@@ -209,6 +217,7 @@ class Method(_message.Message):
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_LAYER_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    COMBINES_LAYERS_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     params: _containers.RepeatedCompositeFieldContainer[Parameter]
@@ -216,7 +225,20 @@ class Method(_message.Message):
     layers: _containers.RepeatedScalarFieldContainer[str]
     default_layer: str
     sampling: bool
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., params: _Optional[_Iterable[_Union[Parameter, _Mapping]]] = ..., targets: _Optional[_Iterable[str]] = ..., layers: _Optional[_Iterable[str]] = ..., default_layer: _Optional[str] = ..., sampling: bool = ...) -> None: ...
+    combines_layers: bool
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., params: _Optional[_Iterable[_Union[Parameter, _Mapping]]] = ..., targets: _Optional[_Iterable[str]] = ..., layers: _Optional[_Iterable[str]] = ..., default_layer: _Optional[str] = ..., sampling: bool = ..., combines_layers: bool = ...) -> None: ...
+
+class Measure(_message.Message):
+    __slots__ = ("name", "protocol", "better", "needs")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    BETTER_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    protocol: str
+    better: str
+    needs: str
+    def __init__(self, name: _Optional[str] = ..., protocol: _Optional[str] = ..., better: _Optional[str] = ..., needs: _Optional[str] = ...) -> None: ...
 
 class InputLimits(_message.Message):
     __slots__ = ("max_bytes", "max_pixels", "max_side", "formats")
@@ -249,7 +271,7 @@ class WorkerState(_message.Message):
     def __init__(self, ready: bool = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., queue_remaining: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "description", "family", "architecture", "labels", "input", "score_threshold", "methods", "layers", "nms", "default_nms", "ready", "state")
+    __slots__ = ("name", "version", "description", "family", "architecture", "labels", "input", "score_threshold", "methods", "layers", "nms", "default_nms", "ready", "state", "measures")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
@@ -264,6 +286,7 @@ class Model(_message.Message):
     DEFAULT_NMS_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    MEASURES_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     description: str
@@ -278,7 +301,8 @@ class Model(_message.Message):
     default_nms: str
     ready: bool
     state: WorkerState
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., description: _Optional[str] = ..., family: _Optional[str] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., input: _Optional[_Union[InputLimits, _Mapping]] = ..., score_threshold: _Optional[float] = ..., methods: _Optional[_Iterable[_Union[Method, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., nms: _Optional[_Iterable[_Union[Nms, _Mapping]]] = ..., default_nms: _Optional[str] = ..., ready: bool = ..., state: _Optional[_Union[WorkerState, _Mapping]] = ...) -> None: ...
+    measures: _containers.RepeatedCompositeFieldContainer[Measure]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., description: _Optional[str] = ..., family: _Optional[str] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., input: _Optional[_Union[InputLimits, _Mapping]] = ..., score_threshold: _Optional[float] = ..., methods: _Optional[_Iterable[_Union[Method, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., nms: _Optional[_Iterable[_Union[Nms, _Mapping]]] = ..., default_nms: _Optional[str] = ..., ready: bool = ..., state: _Optional[_Union[WorkerState, _Mapping]] = ..., measures: _Optional[_Iterable[_Union[Measure, _Mapping]]] = ...) -> None: ...
 
 class LayoutObject(_message.Message):
     __slots__ = ("label", "box", "mask")

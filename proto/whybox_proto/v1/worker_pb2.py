@@ -26,7 +26,7 @@ from whybox_proto.v1 import explainer_pb2 as whybox__proto_dot_v1_dot_explainer_
 from whybox_proto.v1 import types_pb2 as whybox__proto_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cwhybox_proto/v1/worker.proto\x12\twhybox.v1\x1a\x1fwhybox_proto/v1/explainer.proto\x1a\x1bwhybox_proto/v1/types.proto\"\x11\n\x0f\x44\x65scribeRequest\"\xf2\x01\n\rWorkerRequest\x12.\n\x08\x64\x65scribe\x18\x01 \x01(\x0b\x32\x1a.whybox.v1.DescribeRequestH\x00\x12*\n\x06\x64\x65tect\x18\x02 \x01(\x0b\x32\x18.whybox.v1.DetectRequestH\x00\x12,\n\x07\x65xplain\x18\x03 \x01(\x0b\x32\x19.whybox.v1.ExplainRequestH\x00\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\x10\n\x08\x64\x65\x61\x64line\x18\x0b \x01(\x01\x12\x0f\n\x07\x63\x61ll_id\x18\x0c \x01(\t\x12\x13\n\x0btraceparent\x18\r \x01(\tB\x0b\n\toperation\"\xca\x01\n\x0bWorkerReply\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x10.whybox.v1.ErrorH\x00\x12!\n\x05model\x18\x02 \x01(\x0b\x32\x10.whybox.v1.ModelH\x00\x12+\n\x06\x64\x65tect\x18\x03 \x01(\x0b\x32\x19.whybox.v1.DetectResponseH\x00\x12-\n\x07\x65xplain\x18\x04 \x01(\x0b\x32\x1a.whybox.v1.ExplainResponseH\x00\x12\x0f\n\x07seconds\x18\n \x01(\x01\x42\x08\n\x06resultb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cwhybox_proto/v1/worker.proto\x12\twhybox.v1\x1a\x1fwhybox_proto/v1/explainer.proto\x1a\x1bwhybox_proto/v1/types.proto\"\x11\n\x0f\x44\x65scribeRequest\"y\n\x04Plan\x12*\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\x1a.whybox.v1.ExplainResponse\x12\x0f\n\x07samples\x18\x02 \x01(\r\x12\x15\n\rround_samples\x18\x03 \x01(\r\x12\x0e\n\x06groups\x18\x04 \x01(\r\x12\r\n\x05state\x18\x05 \x01(\x0c\"\x87\x01\n\rSampleRequest\x12*\n\x07\x65xplain\x18\x01 \x01(\x0b\x32\x19.whybox.v1.ExplainRequest\x12\r\n\x05state\x18\x02 \x01(\x0c\x12\r\n\x05\x66irst\x18\x03 \x01(\r\x12\r\n\x05\x63ount\x18\x04 \x01(\r\x12\r\n\x05group\x18\x05 \x01(\r\x12\x0e\n\x06groups\x18\x06 \x01(\r\"_\n\x06MapSum\x12$\n\x08heat_map\x18\x01 \x01(\x0b\x32\x12.whybox.v1.HeatMap\x12\x0e\n\x06values\x18\x02 \x01(\x0c\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12\x0f\n\x07weights\x18\x04 \x01(\x0c\"\'\n\x04Sums\x12\x1f\n\x04sums\x18\x01 \x03(\x0b\x32\x11.whybox.v1.MapSum\"\xbf\x01\n\x0eMeasureRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\'\n\tdetection\x18\x03 \x01(\x0b\x32\x14.whybox.v1.Detection\x12$\n\x08heat_map\x18\x04 \x01(\x0b\x32\x12.whybox.v1.HeatMap\x12 \n\x05truth\x18\x05 \x01(\x0b\x32\x11.whybox.v1.Layout\x12\x10\n\x08measures\x18\x06 \x03(\t\x12\x0c\n\x04seed\x18\x07 \x01(\r\"\xf7\x02\n\rWorkerRequest\x12.\n\x08\x64\x65scribe\x18\x01 \x01(\x0b\x32\x1a.whybox.v1.DescribeRequestH\x00\x12*\n\x06\x64\x65tect\x18\x02 \x01(\x0b\x32\x18.whybox.v1.DetectRequestH\x00\x12,\n\x07\x65xplain\x18\x03 \x01(\x0b\x32\x19.whybox.v1.ExplainRequestH\x00\x12)\n\x04plan\x18\x04 \x01(\x0b\x32\x19.whybox.v1.ExplainRequestH\x00\x12*\n\x06sample\x18\x05 \x01(\x0b\x32\x18.whybox.v1.SampleRequestH\x00\x12,\n\x07measure\x18\x06 \x01(\x0b\x32\x19.whybox.v1.MeasureRequestH\x00\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\x10\n\x08\x64\x65\x61\x64line\x18\x0b \x01(\x01\x12\x0f\n\x07\x63\x61ll_id\x18\x0c \x01(\t\x12\x13\n\x0btraceparent\x18\r \x01(\tB\x0b\n\toperation\"\xb8\x02\n\x0bWorkerReply\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x10.whybox.v1.ErrorH\x00\x12!\n\x05model\x18\x02 \x01(\x0b\x32\x10.whybox.v1.ModelH\x00\x12+\n\x06\x64\x65tect\x18\x03 \x01(\x0b\x32\x19.whybox.v1.DetectResponseH\x00\x12-\n\x07\x65xplain\x18\x04 \x01(\x0b\x32\x1a.whybox.v1.ExplainResponseH\x00\x12\x1f\n\x04plan\x18\x05 \x01(\x0b\x32\x0f.whybox.v1.PlanH\x00\x12!\n\x06sample\x18\x06 \x01(\x0b\x32\x0f.whybox.v1.SumsH\x00\x12(\n\x07measure\x18\x07 \x01(\x0b\x32\x15.whybox.v1.EvaluationH\x00\x12\x0f\n\x07seconds\x18\n \x01(\x01\x42\x08\n\x06resultb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DESCRIBEREQUEST']._serialized_start=105
   _globals['_DESCRIBEREQUEST']._serialized_end=122
-  _globals['_WORKERREQUEST']._serialized_start=125
-  _globals['_WORKERREQUEST']._serialized_end=367
-  _globals['_WORKERREPLY']._serialized_start=370
-  _globals['_WORKERREPLY']._serialized_end=572
+  _globals['_PLAN']._serialized_start=124
+  _globals['_PLAN']._serialized_end=245
+  _globals['_SAMPLEREQUEST']._serialized_start=248
+  _globals['_SAMPLEREQUEST']._serialized_end=383
+  _globals['_MAPSUM']._serialized_start=385
+  _globals['_MAPSUM']._serialized_end=480
+  _globals['_SUMS']._serialized_start=482
+  _globals['_SUMS']._serialized_end=521
+  _globals['_MEASUREREQUEST']._serialized_start=524
+  _globals['_MEASUREREQUEST']._serialized_end=715
+  _globals['_WORKERREQUEST']._serialized_start=718
+  _globals['_WORKERREQUEST']._serialized_end=1093
+  _globals['_WORKERREPLY']._serialized_start=1096
+  _globals['_WORKERREPLY']._serialized_end=1408
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,224 @@
+"""The contract of methods that draw samples: a plan, and chunks of it that add up.
+
+A chunk may be worked on in any worker, at any time: it knows nothing but the picture, the request and the
+plan's state. Its samples are numbered, and sample i is drawn from the seed and i alone (`generator`), so the
+work can be cut anywhere.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whybox.detectors.base import Detections, Detector
+from whybox.methods.base import Map, Method, ParamValue, Question
+from whybox.patience import Patience
+from whybox_proto.sums import MAX_CELLS, Chunk, Totals, chunks
+from whybox_proto.v1 import types_pb2, worker_pb2
+
+_SHARED = ("picture", "targets", "layer", "params", "seed", "max_side", "memory", "patience")
+"""Attributes that a chunk's task takes over from its question."""
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """How a sampling method will work.
+
+    Attributes:
+        samples: of all rounds, where no budget says otherwise.
+        round_samples: of a round; a chunk should take one or two seconds, so that it neither holds a worker
+            nor is spent on its overhead. It must not depend on who does the work.
+        cells: (h, w) of the largest map.
+        groups: into which the detections are cut, in order, so that one chunk's sums are not too large.
+        state: what the chunks need to know beside the picture, the request and the detections.
+    """
+
+    samples: int
+    round_samples: int
+    cells: tuple[int, int]
+    groups: int
+    state: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One chunk, as a method sees it.
+
+    Attributes:
+        detections: those of the chunk's group.
+        state: as in `SamplingPlan`.
+        first, count: which samples to draw.
+        group, groups: which of the plan's groups it is, for state that is kept by detection.
+        picture: uint8 (H, W, 3), upright.
+        targets, layer, params, seed, max_side, memory, patience: as in `Question`.
+    """
+
+    detections: Detections
+    state: Mapping[str, Tensor]
+    first: int
+    count: int
+    group: int
+    groups: int
+    picture: Tensor
+    targets: Sequence[str]
+    layer: str
+    params: Mapping[str, ParamValue]
+    seed: int
+    max_side: int
+    memory: int
+    patience: Patience
+
+    @classmethod
+    def of(
+        cls, found: Detections, state: Mapping[str, Tensor], groups: int, chunk: Chunk, **asked: Any
+    ) -> Task:
+        """Return the task of one chunk.
+
+        Args:
+            found: the detections of all groups.
+            state: of the plan.
+            groups: of the plan.
+            chunk: which one.
+            asked: the rest of the attributes.
+        """
+        part = _part(len(found), groups, chunk.group)
+        return cls(found[part], state, chunk.first, chunk.count, chunk.group, groups, **asked)
+
+
+@dataclass(frozen=True)
+class Sum:
+    """What a chunk adds to one map.
+
+    Attributes:
+        values: float32 (h, w), the sum over the chunk's samples.
+        weight: what to divide it by: a number, or float32 (h, w), a number for each cell. A cell without
+            weight takes the value of its nearest neighbour that has some.
+        region, signed: as in `Map`.
+    """
+
+    values: Tensor
+    weight: float | Tensor
+    region: tuple[float, float, float, float]
+    signed: bool = False
+
+
+class SamplingMethod(Method):
+    """A method whose maps are means over samples, and that obeys a budget."""
+
+    sampling = True
+
+    @abstractmethod
+    def plan(self, detector: Detector, question: Question) -> SamplingPlan:
+        """Say how the question will be answered; it has been checked and has at least one detection."""
+
+    @abstractmethod
+    def sample(self, detector: Detector, task: Task) -> list[list[Sum]]:
+        """Work on one chunk; for each detection of its group a sum for each target, in the order asked."""
+
+    def _explain(self, detector: Detector, question: Question) -> list[list[Map]]:
+        """Work on all chunks, one after the other, until the samples or the time are used up."""
+        started = time.monotonic()
+        plan = self.plan(detector, question)
+        message = plan_message(plan, question)
+        totals = Totals(message)
+        parts: dict[tuple[int, str], Sum] = {}
+        for chunk in chunks(message):
+            late = question.seconds is not None and time.monotonic() - started > question.seconds
+            if late and totals.samples:
+                break
+            asked = {name: getattr(question, name) for name in _SHARED}
+            task = Task.of(question.detections, plan.state, plan.groups, chunk, **asked)
+            rows = self.sample(detector, task)
+            totals.add(chunk, sums_message(rows, task, self.name, len(question.detections)))
+            first = _part(len(question.detections), plan.groups, chunk.group).start
+            for i, row in enumerate(rows):
+                for target, part in zip(task.targets, row, strict=True):
+                    parts.setdefault((first + i, target), part)
+        made = {(m.detection_index, m.target): m for m in totals.heat_maps(list(question.targets), "f32")}
+
+        def map_of(detection: int, target: str) -> Map:
+            part, written = parts[detection, target], made[detection, target]
+            return Map(
+                torch.from_numpy(totals.values(detection, target)),
+                part.region,
+                part.signed,
+                written.samples,
+                written.standard_error if written.HasField("standard_error") else None,
+            )
+
+        return [[map_of(i, target) for target in question.targets] for i in range(len(question.detections))]
+
+
+def generator(seed: int, sample: int) -> torch.Generator:
+    """Return the source of one sample's random numbers, on the CPU; independent from those of all others."""
+    # Multiplied by odd constants, so that neighbouring seeds and samples share nothing (SplitMix64's).
+    mixed = (seed * 0x9E3779B97F4A7C15 + (sample + 1) * 0xBF58476D1CE4E5B9) % 2**64
+    mixed = ((mixed ^ (mixed >> 31)) * 0x94D049BB133111EB) % 2**64
+    return torch.Generator().manual_seed((mixed ^ (mixed >> 29)) % 2**63)
+
+
+def raster(width: int, height: int, max_side: int) -> tuple[int, int]:
+    """Return the (h, w) of a map made in pixel space: the picture's, its longer side at most `max_side`."""
+    shrink = min(1.0, max_side / max(width, height))
+    return max(1, round(height * shrink)), max(1, round(width * shrink))
+
+
+def plan_message(plan: SamplingPlan, question: Question) -> worker_pb2.Plan:
+    """Write a plan, without its answer and its state; a budget in samples takes the plan's place.
+
+    Raises:
+        ValueError: if it has no samples, or its maps are too large to be added up.
+    """
+    samples = plan.samples if question.samples is None else question.samples
+    cells = plan.cells[0] * plan.cells[1] * len(question.detections) * len(question.targets)
+    if samples < 1 or plan.round_samples < 1 or plan.groups < 1 or cells > MAX_CELLS:
+        raise ValueError(f"expected samples, and at most {MAX_CELLS} cells; got {samples} and {cells}")
+    return worker_pb2.Plan(samples=samples, round_samples=plan.round_samples, groups=plan.groups)
+
+
+def sums_message(rows: Sequence[Sequence[Sum]], task: Task, method: str, detections: int) -> worker_pb2.Sums:
+    """Write what a chunk found.
+
+    Args:
+        rows: of the group's detections, with a sum for each target.
+        task: the chunk.
+        method: name of the method.
+        detections: of all groups.
+    """
+    first = _part(detections, task.groups, task.group).start
+    message = worker_pb2.Sums()
+    for i, row in enumerate(rows):
+        for target, part in zip(task.targets, row, strict=True):
+            height, width = part.values.shape
+            header = types_pb2.HeatMap(
+                detection_index=first + i,
+                target=target,
+                method=method,
+                layer=task.layer,
+                region=part.region,
+                width=width,
+                height=height,
+                signed=part.signed,
+            )
+            written = message.sums.add(heat_map=header, values=_bytes(part.values))
+            if isinstance(part.weight, Tensor):
+                written.weights = _bytes(part.weight)
+            else:
+                written.weight = part.weight
+    return message
+
+
+def _part(detections: int, groups: int, group: int) -> slice:
+    """Return which of the detections a group holds."""
+    return slice(detections * group // groups, detections * (group + 1) // groups)
+
+
+def _bytes(values: Tensor) -> bytes:
+    written: bytes = values.detach().cpu().numpy().astype("<f4").tobytes()
+    return written
