@@ -108,10 +108,40 @@ BAD_INPUTS: dict[str, BadInput] = {
     "a version that is not there": _bad("model_version", "9.9", "unknown_model"),
     "a version with a slash": _bad("model_version", "1.0/../..", "unknown_model"),
     "a page token of nobody": _bad("page_token", "§", "invalid_argument", rpc="ListModels"),
-    # What is not served yet.
-    "an evaluation": _bad("evaluate", True, "not_implemented"),
-    "what was suppressed": _bad("nms.explain_suppressed", True, "not_implemented"),
-    "what was expected": _bad("select.expected.label", "beta", "not_implemented", field="select.expected"),
+    # Evaluations.
+    "an unknown measure": _bad(
+        "measures", ["delition"], "invalid_argument", "did you mean 'deletion'", "measures[0]", "Evaluate"
+    ),
+    "a measure twice": _bad(
+        "measures", ["deletion", "deletion"], "invalid_argument", "twice", "measures[1]", "Evaluate"
+    ),
+    "a truth of no size": _bad("truth.width", 0, "invalid_argument", "out of range", rpc="Evaluate"),
+    "a truth of another size": _bad(
+        "truth",
+        {"width": 3, "height": 4, "objects": [{"label": "beta", "box": [0.0, 0.0, 1.0, 1.0]}]},
+        "invalid_argument",
+        "not of the picture's size",
+        rpc="Evaluate",
+    ),
+    "an evaluation of an unknown method": _bad(
+        "explain.method", "odma", "unknown_method", "did you mean 'odam'", rpc="Evaluate"
+    ),
+    "an evaluation of an index that is not there": _bad(
+        "explain.select.indices",
+        [999],
+        "invalid_argument",
+        "no such detection",
+        "explain.select.indices[0]",
+        "Evaluate",
+    ),
+    "an evaluation of no picture": _bad("explain.image", "", "missing_image", rpc="Evaluate"),
+    # What was missed.
+    "something expected nowhere": _bad(
+        "select.expected.label", "beta", "invalid_argument", field="select.expected.box"
+    ),
+    "something expected without a label": _bad(
+        "select.expected.box", [1.0, 2.0, 3.0, 4.0], "unknown_label", field="select.expected.label"
+    ),
     # Pictures; `picture_files` has all of them.
     "no picture": _bad("image", "", "missing_image"),
     "a picture that is none": _bad("image", b64(b"<svg/>"), "invalid_image", "no picture"),

@@ -25,8 +25,10 @@ def random_model(architecture: str, *, seed: int = 0, classes: int = len(LABELS)
     if hasattr(model, "head"):
         for module in model.head.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.05)
-        nn.init.zeros_(model.head.classification_head.cls_logits.bias)
+                nn.init.normal_(module.weight, std=0.2 if architecture == "ssd" else 0.05)
+        head = model.head.classification_head
+        for last in head.module_list if architecture == "ssd" else [head.cls_logits]:
+            nn.init.zeros_(last.bias)
     else:
         model.rpn._post_nms_top_n["testing"] = 20
         nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.2)

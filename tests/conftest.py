@@ -12,10 +12,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+
+if TYPE_CHECKING:
+    from sampling_parts import Sampler
 
 # The tests' limit; on an idle machine the models are there within seconds.
 PATIENCE_SECONDS = 300
@@ -120,3 +123,12 @@ def picture() -> bytes:
     from builders import encoded, random_image
 
     return encoded(random_image(), "JPEG")
+
+
+@pytest.fixture(scope="session")
+def sampler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sampler]:
+    """The whole service, on models that sample and measure without torch."""
+    from sampling_parts import sampling_service
+
+    with sampling_service(tmp_path_factory.mktemp("sampler")) as running:
+        yield running

@@ -35,7 +35,7 @@ def over_rest(url: str, rpc: str, request: dict[str, Any], **headers: str) -> Ou
     address = next(a for a in ADDRESSES if a.rpc == rpc)
     path = address.path
     for name in address.fields:
-        path = path.replace(f"{{{name}}}", str(request.get(name, "")))
+        path = path.replace(f"{{{name}}}", str(request.get("explain", request).get(name, "")))
     asked: dict[str, Any] = {"params": request} if address.verb == "GET" else {"json": request}
     response = httpx.request(
         address.verb, url + path, headers=headers, timeout=PATIENCE_SECONDS, verify=False, **asked
@@ -118,7 +118,7 @@ def b64(data: bytes) -> str:
 
 
 def _plain(answer: Message) -> dict[str, Any]:
-    for stage in getattr(answer, "stages", ()):
+    for stage in getattr(getattr(answer, "explanation", answer), "stages", ()):
         assert 0 <= stage.seconds < PATIENCE_SECONDS
         stage.seconds = 0
     plain: dict[str, Any] = json_format.MessageToDict(answer, preserving_proto_field_name=True)

@@ -74,20 +74,37 @@ def full_levels(model, stages: dict[str, Tensor], stage: str | None, leaf: Tenso
 
 def outputs_of(model, pixels: Tensor, levels: OrderedDict, proposals: Tensor | None) -> tuple[Tensor, Tensor]:
     """All candidates' class scores (N, K) and boxes (N, 4) or (N, K, 4), by torchvision's own heads."""
+    return all_outputs_of(model, pixels, levels, proposals)[:2]
+
+
+def all_outputs_of(
+    model, pixels: Tensor, levels: OrderedDict, proposals: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `outputs_of` gives, and the logits (N, K) of the classes."""
     size = (pixels.shape[2], pixels.shape[3])
     kind = type(model).__name__
-    if kind in ("RetinaNet", "FCOS"):
+    if kind in ("RetinaNet", "FCOS", "SSD"):
         features = list(levels.values())
         head = model.head(features)
         anchors = model.anchor_generator(ImageList(pixels, [size]), features)[0]
+        logits, deltas = head["cls_logits"][0], head["bbox_regression"][0]
         if kind == "RetinaNet":
-            boxes = model.head.regression_head.box_coder.decode_single(head["bbox_regression"][0], anchors)
-            return head["cls_logits"][0].sigmoid(), boxes
-        boxes = model.box_coder.decode(head["bbox_regression"][0], anchors)
-        return (head["cls_logits"][0].sigmoid() * head["bbox_ctrness"][0].sigmoid()).sqrt(), boxes
+            boxes = model.head.regression_head.box_coder.decode_single(deltas, anchors)
+            return logits.sigmoid(), boxes, logits
+        if kind == "SSD":
+            return logits.softmax(1), model.box_coder.decode_single(deltas, anchors), logits
+        scores = (logits.sigmoid() * head["bbox_ctrness"][0].sigmoid()).sqrt()
+        return scores, model.box_coder.decode(deltas, anchors), logits
     heads = model.roi_heads
-    logits, deltas = heads.box_predictor(heads.box_head(heads.box_roi_pool(levels, [proposals], [size])))
-    return logits.softmax(1)[:, 1:], heads.box_coder.decode(deltas, [proposals])[:, 1:]
+    features = heads.box_roi_pool(levels, [proposals], [size])
+    return region_outputs_of(model, features, proposals)
+
+
+def region_outputs_of(model, features: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, boxes and logits of regions, from their features."""
+    heads = model.roi_heads
+    logits, deltas = heads.box_predictor(heads.box_head(features))
+    return logits.softmax(1)[:, 1:], heads.box_coder.decode(deltas, [proposals])[:, 1:], logits[:, 1:]
 
 
 def scalar_of(target: str, scores: Tensor, boxes: Tensor, candidate: int, label: int) -> Tensor:

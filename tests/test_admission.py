@@ -61,6 +61,22 @@ def test_more_than_may_wait_are_refused_at_once() -> None:
     asyncio.run(main())
 
 
+def test_a_further_part_of_what_was_let_in_waits_in_turn() -> None:
+    async def main() -> None:
+        lane, told = make(waiting=0)
+        await lane.enter(Deadline.after(LONG))
+        part = await waits(lane.enter(Deadline.after(LONG), admitted=True))
+        assert not part.done()
+        assert told[-1] == (1, 1)
+        lane.leave()
+        await part
+        with pytest.raises(ContractError) as late:
+            await lane.enter(Deadline.after(0.02), admitted=True)
+        assert late.value.type == "deadline_exceeded"
+
+    asyncio.run(main())
+
+
 def test_who_waits_too_long_leaves_its_place() -> None:
     async def main() -> None:
         lane, told = make()

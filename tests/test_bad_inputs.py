@@ -19,6 +19,9 @@ def test_a_bad_input_is_refused_alike_on_both_transports(live: Live, picture: by
     request: dict[str, Any] = {}
     if bad.rpc == "Explain":
         request = {"model": live.models[-1], "image": b64(picture), "select": {"score_threshold": 0.0}}
+    if bad.rpc == "Evaluate":
+        asked = {"model": live.models[-1], "image": b64(picture), "select": {"max_detections": 1}}
+        request = {"explain": asked}
     for path, value in bad.change.items():
         put(request, path, value)
     if bad.headers:

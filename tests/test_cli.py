@@ -57,7 +57,7 @@ class TestModels:
         result = whybox("models", "--url", url)
         assert result.exit_code == 0, result.output
         head, *lines = result.stdout.splitlines()
-        assert head.split() == ["NAME", "VERSION", "FAMILY", "READY", "METHODS", "LABELS"]
+        assert head.split() == ["NAME", "VERSION", "FAMILY", "READY", "METHODS", "MEASURES", "LABELS"]
         assert [line.split()[0] for line in lines] == sorted(live.models)
         assert all(" yes " in line for line in lines)
 

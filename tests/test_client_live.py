@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from whybox_client import AsyncClient, Client, Detections, Explanation, Nms, errors
+from whybox_client import AsyncClient, Client, Detections, Explanation, GroundTruth, Nms, errors
 
 W, H = 160, 128
 FIRST: dict[str, Any] = {"score_threshold": 0.0, "max_detections": 3}
@@ -146,6 +146,109 @@ def test_selections_reach_the_model(live: Any, client: Client, pixels: np.ndarra
     loose = client.detect(name, pixels, score_threshold=0.0, nms=Nms("iou", iou_threshold=0.9))
     strict = client.detect(name, pixels, score_threshold=0.0, nms=Nms("iou", iou_threshold=0.1))
     assert len(strict) < len(loose) or len(loose) == 100
+
+
+SAMPLING: dict[str, Any] = {
+    **FIRST,
+    "max_detections": 1,
+    "method": "d_rise",
+    "params": {"samples": 12, "cells": 4},
+    "seed": 5,
+    "encoding": "f32",
+    "timeout": 100,
+}
+
+
+def test_streams_end_with_what_explain_answers_everywhere(live: Any, pixels: np.ndarray) -> None:
+    first, *others = everywhere(live, "explain", live.model, pixels, **SAMPLING)
+    assert first.samples == 12
+    for url in (live.rest, live.grpc):
+        with Client(url) as client:
+            results = list(client.explain_stream(live.model, pixels, **SAMPLING))
+        assert [explanation.final for explanation in results] == [False] * (len(results) - 1) + [True]
+        drawn = [explanation.samples or 0 for explanation in results]
+        assert drawn == sorted(drawn)
+        others.append(results[-1])
+
+        async def last(url: str = url) -> Explanation:
+            async with AsyncClient(url) as client:
+                stream = client.explain_stream(live.model, pixels, **SAMPLING)
+                return [explanation async for explanation in stream][-1]
+
+        others.append(asyncio.run(last()))
+    for other in others:
+        assert other.samples == 12
+        np.testing.assert_array_equal(other.heat_map().values, first.heat_map().values)
+
+
+def test_a_stream_of_a_method_that_draws_nothing(live: Any, client: Client, pixels: np.ndarray) -> None:
+    (only,) = client.explain_stream(live.model, pixels, **FIRST)
+    assert (only.final, only.samples, len(only.heat_maps)) == (True, None, 3)
+
+
+def test_a_refused_stream_is_a_typed_error(live: Any, client: Client, pixels: np.ndarray) -> None:
+    with pytest.raises(errors.UnknownMethodError) as caught:
+        list(client.explain_stream(live.model, pixels, method="odem"))
+    assert caught.value.field == "method"
+    with pytest.raises(errors.InvalidArgumentError) as refused:
+        list(client.explain_stream(live.model, pixels, seconds=0, **{**SAMPLING, "timeout": 60}))
+    assert refused.value.field == "budget.seconds"
+
+
+def test_what_was_suppressed_is_the_same_everywhere(live: Any, pixels: np.ndarray) -> None:
+    settings: dict[str, Any] = {"score_threshold": 0.0, "explain_suppressed": True}
+    first, *others = everywhere(live, "detect", live.model, pixels, **settings, nms="iou")
+    assert first.suppressed
+    for one in first.suppressed:
+        assert one.rule == "iou"
+        assert one.by is None or one.label == one.by.label
+    for other in others:
+        assert [str(one) for one in other.suppressed] == [str(one) for one in first.suppressed]
+    (alike, *_) = everywhere(live, "detect", live.model, pixels, **settings, nms="odam")
+    assert {one.rule for one in alike.suppressed} <= {"same_object", "same_evidence"}
+    assert all(one.correlation is not None for one in alike.suppressed)
+
+
+def test_why_not_is_the_same_everywhere(live: Any, pixels: np.ndarray) -> None:
+    with Client(live.rest) as client:
+        there = client.detect(live.model, pixels, **FIRST)[0]
+    told = everywhere(live, "explain", live.model, pixels, **FIRST, expected=(there.box, there.label))
+    for explanation in told:
+        why_not = explanation.why_not
+        assert why_not is not None
+        assert (why_not.reason, why_not.by.index) == ("found", 0)
+        assert str(why_not).startswith(f"It is in the answer, as detection 0 ({there})")
+        assert explanation.heat_maps == ()
+    high = {"score_threshold": 1.0, "expected": (there.box, there.label), "targets": ["class", "x1"]}
+    for explanation in everywhere(live, "explain", live.model, pixels, **high):
+        why_not = explanation.why_not
+        assert (why_not.reason, why_not.score_threshold) == ("score", 1.0)
+        assert [heat_map.target for heat_map in why_not.heat_maps] == ["class", "x1"]
+        assert why_not.heat_map("x1").in_image().shape == (H, W)
+    for found in everywhere(live, "detect", live.model, pixels, **FIRST, expected=(there.box, there.label)):
+        assert found.why_not.reason == "found"
+
+
+def test_evaluations_are_the_same_everywhere(live: Any, pixels: np.ndarray) -> None:
+    with Client(live.rest) as client:
+        there = client.detect(live.model, pixels, **FIRST)[0]
+    mask = np.zeros((H, W), bool)
+    x1, y1, x2, y2 = (round(side) for side in there.box)
+    mask[y1:y2, x1:x2] = True
+    settings: dict[str, Any] = {
+        **FIRST,
+        "max_detections": 1,
+        "truth": [GroundTruth(there.label, mask=mask)],
+        "measures": ["energy_box", "energy_mask"],
+    }
+    first, *others = everywhere(live, "evaluate", live.model, pixels, **settings)
+    assert [(e.detection.index, e.target) for e in first] == [(0, "class")]
+    for evaluation in first:
+        assert evaluation.values["energy_box"] == pytest.approx(evaluation.values["energy_mask"])
+    for other in others:
+        assert other.measures == first.measures == ("energy_box", "energy_mask")
+        for one, same in zip(first, other, strict=True):
+            assert dict(same.values) == pytest.approx(dict(one.values), abs=1e-3)
 
 
 def test_maps_in_image_size_are_those_that_the_client_enlarges(

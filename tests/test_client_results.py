@@ -6,12 +6,23 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from whybox_client import Detection, Detections, Explanation, HeatMap, views
+from whybox_client import (
+    Detection,
+    Detections,
+    Evaluation,
+    Evaluations,
+    Explanation,
+    HeatMap,
+    SuppressedDetection,
+    WhyNot,
+    views,
+)
 from whybox_client.images import Picture, encode
 from whybox_client.results import Stage
 from whybox_proto import maps
@@ -251,8 +262,231 @@ def test_results_cannot_be_changed() -> None:
             setattr(thing, name, ())
 
 
+class TestHowFarAndHowGood:
+    """Samples, standard errors, faithfulness."""
+
+    def test_samples_are_told(self) -> None:
+        answer = response()
+        for heat_map, samples, error in zip(
+            answer.heat_maps, (40, 30, 40, 40), (0.1, 0.2, 0, 0), strict=True
+        ):
+            heat_map.samples, heat_map.standard_error = samples, error
+        answer.heat_maps[3].ClearField("standard_error")
+        read = Explanation.from_message(answer, picture(), "")
+        assert [m.samples for m in read.heat_maps] == [40, 30, 40, 40]
+        assert [m.standard_error for m in read.heat_maps] == [0.1, 0.2, 0, None]
+        assert (read.samples, read.standard_error) == (30, 0.2)
+        assert read.convergence == "30 samples, standard error 0.2"
+        assert "30 samples, standard error 0.2" in repr(read)
+        assert read.final
+        said = json.loads(json.dumps(read.to_dict()))["heat_maps"]
+        assert (said[0]["samples"], said[0]["standard_error"]) == (40, 0.1)
+        assert read.picture().height == explanation().picture().height + 22  # a footer
+
+    def test_methods_that_draw_nothing_say_nothing(self) -> None:
+        read = explanation()
+        assert (read.samples, read.standard_error, read.convergence) == (None, None, "")
+        assert not {"samples", "standard_error", "faithfulness"} & set(read.to_dict()["heat_maps"][0])
+
+    def test_faithfulness_is_by_name(self) -> None:
+        answer = response()
+        answer.heat_maps[1].faithfulness.update({"insertion": 0.7, "deletion": 0.1})
+        read = Explanation.from_message(answer, picture(), "")
+        assert read[0]["x1"].faithfulness == {"deletion": 0.1, "insertion": 0.7}
+        assert read[0]["class"].faithfulness == {}
+        assert read.to_dict()["heat_maps"][1]["faithfulness"] == {"deletion": 0.1, "insertion": 0.7}
+        assert len({read, explanation()}) == 2
+
+    def test_evaluations_are_by_map_and_measure(self) -> None:
+        answer = explainer_pb2.EvaluateResponse(explanation=response())
+        for index, target in ((0, "class"), (1, "x1")):
+            one = answer.evaluations.add(detection_index=index, target=target)
+            one.values.update({"odi": 0.3, "deletion": 0.5 + index / 4})
+        read = Evaluations.from_message(answer, picture(), "id-1")
+        assert [(e.detection.index, e.target) for e in read] == [(0, "class"), (1, "x1")]
+        assert read[1].heat_map is read.explanation[1]["x1"]
+        assert read.of(1, "x1").values == {"deletion": 0.75, "odi": 0.3}
+        assert read.measures == ("deletion", "odi")
+        assert len(read[:1]) == 1
+        with pytest.raises(KeyError, match="no map of 'y1' of detection 0"):
+            read.of(target="y1")
+        assert read.rows()[1] == {
+            "detection": 1,
+            "label": "stop",
+            "score": 0.88,
+            "target": "x1",
+            "deletion": 0.75,
+            "odi": 0.3,
+        }
+        said = json.loads(json.dumps(read.to_dict()))
+        assert said["evaluations"][0]["values"] == {"deletion": 0.5, "odi": 0.3}
+        answer.evaluations.add(detection_index=0, target="y2")
+        with pytest.raises(ValueError, match="has no map of 'y2'"):
+            Evaluations.from_message(answer, picture(), "")
+
+
+EXPECTED = types_pb2.Expected(box=[30, 20, 60, 44], label="yield")
+TAKEN_OUT = {
+    "iou": "yield 0.55 overlaps detection 0 (stop 0.98): IoU 0.72",
+    "soft": "yield 0.55 overlaps detection 0 (stop 0.98), so that its score fell below the final threshold: "
+    "IoU 0.72",
+    "same_object": "yield 0.55 is the same object as detection 0 (stop 0.98): IoU 0.72, correlation of the "
+    "maps 0.91",
+    "same_evidence": "yield 0.55 rests on the same evidence as detection 0 (stop 0.98): IoU 0.72, "
+    "correlation of the maps 0.91",
+}
+
+
+def taken_out(rule: str, by_index: int | None = 0) -> types_pb2.SuppressedDetection:
+    made = types_pb2.SuppressedDetection(
+        box=[9, 9, 40, 30], label="yield", score=0.55, by_index=by_index, iou=0.72, rule=rule
+    )
+    if rule.startswith("same_"):
+        made.correlation = 0.91
+    return made
+
+
+class TestSuppressed:
+    """What suppression took out says why."""
+
+    @pytest.mark.parametrize("rule", list(TAKEN_OUT))
+    def test_a_sentence_for_every_rule(self, rule: str) -> None:
+        answer = response()
+        answer.suppressed.append(taken_out(rule))
+        read = Explanation.from_message(answer, picture(), "")
+        (one,) = read.suppressed
+        assert str(one) == TAKEN_OUT[rule]
+        assert (one.by, one.rule) == (read.detections[0], rule)
+        assert one.correlation == (0.91 if rule.startswith("same_") else None)
+        assert json.loads(json.dumps(read.to_dict()))["suppressed"] == [one.to_dict()]
+
+    def test_what_a_selection_left_out_can_suppress_too(self) -> None:
+        answer = response()
+        answer.suppressed.append(taken_out("iou", None))
+        (one,) = Explanation.from_message(answer, picture(), "").suppressed
+        assert (one.by, one.by_index) == (None, None)
+        assert str(one) == "yield 0.55 overlaps a better box that is not in the answer: IoU 0.72"
+
+    def test_a_score_that_is_too_low_by_itself(self) -> None:
+        answer = response()
+        answer.suppressed.append(taken_out("soft", None))
+        (one,) = Explanation.from_message(answer, picture(), "").suppressed
+        assert str(one) == "yield 0.55 has a score below the final threshold"
+
+    def test_every_rule_of_the_contract_has_its_sentence(self) -> None:
+        text = (Path(__file__).parent.parent / "proto/whybox_proto/v1/types.proto").read_text()
+        message = text[text.index("message SuppressedDetection") :].partition("}")[0]
+        assert set(re.findall(r"(?:// |\| )(\w+) \(", message)) == set(TAKEN_OUT)
+
+    def test_boxes_are_drawn_dashed(self) -> None:
+        answer = response(0)
+        answer.suppressed.append(taken_out("iou", None))
+        bare = np.asarray(explanation(0).detections.picture()).astype(int)
+        drawn = np.asarray(Explanation.from_message(answer, picture(), "").detections.picture()).astype(int)
+        changed = np.abs(drawn - bare).max(2) > 0
+        rows, columns = np.nonzero(changed)
+        assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (9, 9, 40, 30)
+        assert not changed[14:25, 14:35].any()
+        top = drawn[9, 9:40].sum(1)
+        assert len(set(top.tolist())) == 2  # dashes and what is between them
+
+
+def why_not(reason: str, **fields: Any) -> WhyNot:
+    told = types_pb2.WhyNot(reason=reason, **fields)
+    if reason != "no_candidate":
+        candidate = types_pb2.Detection(index=9, box=[31, 20, 60, 43], label="yield", label_id=1, score=0.21)
+        told.candidate.CopyFrom(candidate)
+        told.expected_iou = 0.77
+        for target in TARGETS:
+            heat_map = told.heat_maps.add(target=target, method="odam", region=[0, 0, W, H])
+            maps.encode(CELLS, heat_map, "f32")
+    answer = response()
+    del answer.heat_maps[:]
+    answer.why_not.CopyFrom(told)
+    read = Explanation.from_message(answer, picture(), "", EXPECTED)
+    assert read.why_not is not None
+    return read.why_not
+
+
+BEST = "The best candidate (yield 0.21, IoU 0.77 with the expected box)"
+REASONS: dict[str, tuple[dict[str, Any], str]] = {
+    "found": (
+        {"by_index": 1},
+        "It is in the answer, as detection 1 (stop 0.88), IoU 0.77 with the expected box.",
+    ),
+    "score": ({"score_threshold": 0.3}, f"{BEST} is below the score threshold 0.30."),
+    "suppressed": (
+        {"by_index": 0, "suppressed": taken_out("iou")},
+        f"{BEST} overlaps detection 0 (stop 0.98): IoU 0.72.",
+    ),
+    "outscored": (
+        {"by_label": "stop", "by_score": 0.6},
+        f"{BEST} is taken for 'stop', which scores 0.60.",
+    ),
+    "limit": ({}, f"{BEST} is not in the answer, because better ones filled it."),
+    "filtered": ({}, f"{BEST} is left out by the selection."),
+    "no_candidate": ({}, "The model has no candidate for 'yield' near the expected box."),
+}
+
+
+class TestWhyNot:
+    """What became of an object that was expected."""
+
+    @pytest.mark.parametrize("reason", list(REASONS))
+    def test_a_sentence_for_every_reason(self, reason: str) -> None:
+        fields, sentence = REASONS[reason]
+        told = why_not(reason, **fields)
+        assert str(told) == sentence
+        assert (told.reason, told.expected_box, told.expected_label) == (reason, (30, 20, 60, 44), "yield")
+        said = json.loads(json.dumps(told.to_dict()))
+        assert (said["reason"], said["sentence"]) == (reason, sentence)
+        assert opened(told._repr_png_()).size == told.picture().size
+
+    def test_every_reason_of_the_contract_has_its_sentence(self) -> None:
+        text = (Path(__file__).parent.parent / "proto/whybox_proto/v1/types.proto").read_text()
+        message = text[text.index("message WhyNot") :].partition("string reason")[0]
+        said = message.partition("as the expected label")[2].partition("\n")[2].partition("candidate = 1;")[2]
+        named = set(re.findall(r"(?://|\|) (\w+)(?= [(|]|\n)", said))
+        assert named == set(REASONS)
+
+    def test_maps_are_those_of_the_candidate(self, tmp_path: Path) -> None:
+        told = why_not("score")
+        heat_map = told.heat_map("x1")
+        assert heat_map.detection is told.candidate
+        assert np.array_equal(heat_map.values, CELLS)
+        assert heat_map.overlay().size == (W, H)
+        with pytest.raises(KeyError, match="there are: class, x1"):
+            told.heat_map("y1")
+        with pytest.raises(KeyError, match="there are: none"):
+            why_not("no_candidate").heat_map()
+        told.save(tmp_path / "why-not.png")
+        with Image.open(tmp_path / "why-not.png") as image:
+            assert image.size == told.picture().size == (8 + 3 * 328, 8 + 22 + 240 + 8 + 22)
+        assert why_not("no_candidate").picture().width == 8 + 328
+
+    def test_an_explanation_shows_it(self) -> None:
+        told = why_not("limit")
+        answer = response()
+        answer.why_not.CopyFrom(told.detections.told[0])  # type: ignore[index]
+        read = Explanation.from_message(answer, picture(), "", EXPECTED)
+        assert read.picture().size == told.picture().size
+        assert read.to_dict()["why_not"]["reason"] == "limit"
+        assert explanation().why_not is None
+        assert "why_not" not in explanation().to_dict()
+
+    def test_what_contradicts_itself_cannot_be_read(self) -> None:
+        for told in (
+            types_pb2.WhyNot(reason="found", by_index=7),
+            types_pb2.WhyNot(reason="no_candidate", heat_maps=[types_pb2.HeatMap(region=[0, 0, 1, 1])]),
+        ):
+            answer = response()
+            answer.why_not.CopyFrom(told)
+            with pytest.raises((IndexError, ValueError)):
+                Explanation.from_message(answer, picture(), "", EXPECTED)
+
+
 def test_fields_are_documented() -> None:
-    for kind in (Detection, Detections, HeatMap):
+    for kind in (Detection, Detections, Evaluation, Evaluations, HeatMap, SuppressedDetection, WhyNot):
         for name in kind.__dataclass_fields__:
             if name not in ("cells", "detections", "source"):
                 assert re.search(rf"\b{name}\b", kind.__doc__ or ""), f"{kind.__name__}.{name}"

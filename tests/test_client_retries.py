@@ -114,7 +114,7 @@ class TestPolicy:
 
     def test_every_operation_of_now_only_reads(self) -> None:
         operations = [value for value in vars(wire).values() if isinstance(value, Operation)]
-        assert len(operations) == 5
+        assert len(operations) == 7
         assert all(operation.safe for operation in operations)
 
     def test_the_waits_double_up_to_a_limit(self) -> None:

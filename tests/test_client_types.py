@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from whybox_client import AsyncClient, Client, Detections, Explanation, Model, WhyboxError
-from whybox_client import errors, image_files
+from whybox_client import AsyncClient, Client, Detection, Detections, Evaluations, Explanation, Model
+from whybox_client import GroundTruth, SuppressedDetection, WhyboxError, errors, image_files
 
 Failed = WhyboxError | OSError | ValueError | TypeError
 
@@ -36,6 +36,17 @@ def waiting(pixels: NDArray[np.uint8]) -> None:
         explanation = client.explain("signs", Path("a.jpg"), targets=["class"], params={"k": 1}, timeout=2.5)
         assert_type(explanation, Explanation)
         assert_type(explanation.heat_map().in_image(), NDArray[np.float32])
+        if explanation.why_not is not None:
+            assert_type(str(explanation.why_not), str)
+            assert_type(explanation.why_not.candidate, Detection | None)
+        assert_type(explanation.suppressed, tuple[SuppressedDetection, ...])
+        for partial in client.explain_stream("signs", pixels, method="d_rise", seconds=5, layer=["a", "b"]):
+            assert_type(partial, Explanation)
+            assert_type(partial.final, bool)
+        truth = [GroundTruth("stop", (1, 2, 3, 4), mask=pixels[..., 0] > 3)]
+        evaluations = client.evaluate("signs", pixels, truth=truth, measures=["odi"], expected=None)
+        assert_type(evaluations, Evaluations)
+        assert_type(evaluations.of().values["odi"], float)
         assert_type(explanation.picture(), Image.Image)
         assert_type(client.explain_many("signs", "folder"), Generator[Explanation, None, None])
         for answer in client.explain_many("signs", image_files("f"), on_error="return", targets="x1", seed=3):
@@ -50,6 +61,9 @@ def waiting(pixels: NDArray[np.uint8]) -> None:
 async def awaited() -> None:
     async with AsyncClient("grpc://127.0.0.1:8001") as client:
         assert_type(await client.model("signs"), Model)
+        assert_type(await client.evaluate("signs", "a.jpg"), Evaluations)
+        async for partial in client.explain_stream("signs", "a.jpg", samples=100):
+            assert_type(partial, Explanation)
         assert_type(client.explain_many("signs", "folder"), AsyncGenerator[Explanation, None])
         async for answer in client.detect_many("signs", (b"a" for _ in range(3)), on_error="return"):
             assert_type(answer, Detections | Failed)
@@ -69,6 +83,8 @@ WRONG = {
     'client.explain_many("m", "f", on_error="ignore")': "call-overload",
     'client.detect_many("m", "f", method="odam")': "call-overload",
     'client.detect("m", 3)': "arg-type",
+    'client.explain_stream("m", "a.jpg", budget=3)': "call-arg",
+    'client.evaluate("m", "a.jpg", truth=["stop"])': "list-item",
     'client.detect("m", "a.jpg", retries="many")': "arg-type",
     'next(client.explain_many("m", "f", on_error="return")).picture()': "union-attr",
 }

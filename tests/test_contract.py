@@ -46,7 +46,12 @@ MODEL = json_format.ParseDict(
             {"name": "d-rise", "targets": ["class"], "sampling": True},
             {"name": "sides-only", "targets": ["x1"]},
         ],
-        "nms": [{"kind": "iou", "iou_threshold": 0.5}, {"kind": "none"}],
+        "nms": [
+            {"kind": "iou", "iou_threshold": 0.5},
+            {"kind": "soft", "sigma": 0.5, "final_threshold": 0.05},
+            {"kind": "odam", "iou_threshold": 0.5, "corr_high": 0.8, "corr_low": 0.2},
+            {"kind": "none"},
+        ],
         "default_nms": "iou",
     },
     types_pb2.Model(),
@@ -59,6 +64,9 @@ GOOD: tuple[dict[str, Any], ...] = (
     {"nms": {"kind": "none"}},
     {"nms": {"iou_threshold": 0}},
     {"nms": {"kind": "iou", "iou_threshold": 1}},
+    {"nms": {"kind": "odam", "corr_high": 1, "corr_low": -1, "iou_threshold": 0.3}},
+    {"nms": {"kind": "soft", "sigma": 1e-3, "final_threshold": 0, "explain_suppressed": True}},
+    {"select": {"expected": {"box": [-4, 0, 9, 9], "label": "gate-open"}}},
 )
 
 GOOD_EXPLAIN: tuple[dict[str, Any], ...] = (
@@ -87,14 +95,37 @@ BAD: tuple[tuple[dict[str, Any], str, str], ...] = (
     ({"select": {"box": [1, 0, 1, 1]}}, "invalid_argument", "select.box"),
     ({"select": {"box": [0, 2, 1, 1]}}, "invalid_argument", "select.box"),
     ({"select": {"box": [0, 0, "Infinity", 1]}}, "invalid_argument", "select.box"),
-    ({"select": {"expected": {"label": "gate-open"}}}, "not_implemented", "select.expected"),
-    ({"nms": {"kind": "odam"}}, "invalid_argument", "nms.kind"),
+    ({"select": {"expected": {"label": "gate-open"}}}, "invalid_argument", "select.expected.box"),
+    ({"select": {"expected": {"box": [0, 0, 9, 9]}}}, "unknown_label", "select.expected.label"),
+    (
+        {"select": {"expected": {"box": [0, 0, 9, 9], "label": "gate-opn"}}},
+        "unknown_label",
+        "select.expected.label",
+    ),
+    (
+        {"select": {"expected": {"box": [9, 0, 9, 9], "label": "gate-open"}}},
+        "invalid_argument",
+        "select.expected.box",
+    ),
+    (
+        {"select": {"expected": {"box": [0, 0, "NaN", 9], "label": "gate-open"}}},
+        "invalid_argument",
+        "select.expected.box",
+    ),
+    ({"nms": {"kind": "oadm"}}, "invalid_argument", "nms.kind"),
+    ({"nms": {"kind": "odam", "corr_high": 1.01}}, "invalid_argument", "nms.corr_high"),
+    ({"nms": {"kind": "odam", "corr_low": "NaN"}}, "invalid_argument", "nms.corr_low"),
+    ({"nms": {"kind": "odam", "corr_low": -1.5}}, "invalid_argument", "nms.corr_low"),
+    ({"nms": {"kind": "odam", "sigma": 0.5}}, "unknown_parameter", "nms.sigma"),
+    ({"nms": {"kind": "soft", "sigma": 0}}, "invalid_argument", "nms.sigma"),
+    ({"nms": {"kind": "soft", "sigma": "Infinity"}}, "invalid_argument", "nms.sigma"),
+    ({"nms": {"kind": "soft", "final_threshold": -0.1}}, "invalid_argument", "nms.final_threshold"),
+    ({"nms": {"kind": "soft", "iou_threshold": 0.5}}, "unknown_parameter", "nms.iou_threshold"),
     ({"nms": {"kind": "IOU"}}, "invalid_argument", "nms.kind"),
     ({"nms": {"iou_threshold": 1.5}}, "invalid_argument", "nms.iou_threshold"),
     ({"nms": {"iou_threshold": "-Infinity"}}, "invalid_argument", "nms.iou_threshold"),
     ({"nms": {"kind": "none", "iou_threshold": 0.5}}, "unknown_parameter", "nms.iou_threshold"),
     ({"nms": {"sigma": 0.5}}, "unknown_parameter", "nms.sigma"),
-    ({"nms": {"explain_suppressed": True}}, "not_implemented", "nms.explain_suppressed"),
 )
 
 BAD_EXPLAIN: tuple[tuple[dict[str, Any], str, str], ...] = (
@@ -124,7 +155,6 @@ BAD_EXPLAIN: tuple[tuple[dict[str, Any], str, str], ...] = (
     ({"method": "d-rise", "budget": {"seconds": 0}}, "invalid_argument", "budget.seconds"),
     ({"method": "d-rise", "budget": {"seconds": "NaN"}}, "invalid_argument", "budget.seconds"),
     ({"method": "d-rise", "budget": {"samples": 0}}, "invalid_argument", "budget.samples"),
-    ({"evaluate": True}, "not_implemented", "evaluate"),
     ({"output": {"size": "full"}}, "invalid_argument", "output.size"),
     ({"output": {"encoding": "U8"}}, "invalid_argument", "output.encoding"),
     ({"output": {"max_side": 0}}, "invalid_argument", "output.max_side"),

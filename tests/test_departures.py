@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,13 +74,13 @@ def test_work_for_a_client_that_left_is_dropped_on_the_way(
     request = worker_pb2.WorkerRequest(
         explain=explainer_pb2.ExplainRequest(image=encoded(random_image())), call_id=new_id()
     )
-    tap = engine.detector.tap
+    taps = engine.detector.taps
 
-    def leave(*arguments: object) -> object:
+    def leave(*arguments: Any, **options: Any) -> object:
         Departures(folder).tell(request.call_id)
-        return tap(*arguments)  # type: ignore[arg-type]
+        return taps(*arguments, **options)
 
-    monkeypatch.setattr(engine.detector, "tap", leave)
+    monkeypatch.setattr(engine.detector, "taps", leave)
     (reply,) = engine.answer([request])
     assert reply.error.type == "deadline_exceeded"
     assert "client has gone" in reply.error.message

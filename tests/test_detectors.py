@@ -40,7 +40,7 @@ def test_detections_equal_torchvisions(architecture: str) -> None:
     """Same boxes, labels and scores as the model's own call."""
     model = random_model(architecture)
     # A one-stage head's first class counts here, so that both see the same candidates.
-    first = 1 if "rcnn" in architecture else 0
+    first = 1 if "rcnn" in architecture or architecture == "ssd" else 0
     detector = wrap(model, LABELS if first else ("background", *LABELS), background=bool(first))
     image = random_image(150, 200, seed=3)
     ours = detector.detect([image])[0]

@@ -146,7 +146,15 @@ def test_the_worked_method_works() -> None:
     tests[0]()
     from whybox.methods import METHODS
 
-    assert defined["ActivationMap"].name not in METHODS
+    assert defined["Contrast"].name not in METHODS
+
+
+def test_the_worked_sampling_method_works() -> None:
+    defined = code_of("adding-a-method.md", first=0, last=4)
+    defined["test_pieces_in_any_order_make_the_whole"]()
+    from whybox.methods import METHODS
+
+    assert defined["Disturbance"].name not in METHODS
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +198,7 @@ class TestTheWorkedDetector:
             scores, sides = detector._decode(raw, detector._centres(forward)[candidates])
             from whybox.detectors.base import Outputs
 
-            return Outputs(scores, sides, labels)
+            return Outputs(scores, sides, labels, raw["logits"])
 
         activation = (forward.levels if layer == "level" else forward.stages)[layer][0]
         plain = grid["WholeMapTap"](activation, outputs, tap.grids, tap.boxes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,14 +54,17 @@ def test_a_description_says_what_can_be_asked(engine: Engine) -> None:
     model = ask(engine, worker_pb2.WorkerRequest(describe={})).model
     assert (model.name, list(model.labels)) == ("retinanet-random", list(LABELS))
     assert model.score_threshold == pytest.approx(0.05)
-    (odam,) = model.methods
+    odam = next(method for method in model.methods if method.name == "odam")
     assert list(odam.layers) == ["level", "stem", "layer1", "layer2", "layer3", "layer4"]
     assert odam.default_layer == "level"
     assert [layer.stride for layer in model.layers if layer.kind == "stage"] == [2, 4, 8, 16, 32]
-    assert [(nms.kind, nms.HasField("iou_threshold")) for nms in model.nms] == [
-        ("iou", True),
-        ("none", False),
-    ]
+    assert {nms.kind: [field.name for field, _ in nms.ListFields()] for nms in model.nms} == {
+        "iou": ["kind", "iou_threshold"],
+        "soft": ["kind", "sigma", "final_threshold"],
+        "odam": ["kind", "iou_threshold", "corr_high", "corr_low"],
+        "none": ["kind"],
+    }
+    assert model.default_nms == "iou"
     assert odam.params[0].default_value.number_value == pytest.approx(0.05)
 
 
@@ -204,14 +208,14 @@ def test_work_stops_when_the_deadline_passes_on_the_way(
     clock = [1000.0]
     request = explain()
     request.deadline = 1001
-    tap = engine.detector.tap
+    taps = engine.detector.taps
 
-    def slow(*arguments: object) -> object:
+    def slow(*arguments: Any, **options: Any) -> object:
         clock[0] += 10
-        return tap(*arguments)  # type: ignore[arg-type]
+        return taps(*arguments, **options)
 
     monkeypatch.setattr(time, "time", lambda: clock[0])
-    monkeypatch.setattr(engine.detector, "tap", slow)
+    monkeypatch.setattr(engine.detector, "taps", slow)
     assert ask(engine, request).error.type == "deadline_exceeded"
 
 

@@ -21,7 +21,17 @@ QUEUE = 2
 SMALL = {"WHYBOX_POLL_SECONDS": "0.5", "WHYBOX_MAX_WAITING": "2"}
 
 
-def pack(name: str, handler: Path, store: Path, *, queue: int = QUEUE, response_timeout: int = 120) -> None:
+def pack(
+    name: str,
+    handler: Path,
+    store: Path,
+    *,
+    queue: int = QUEUE,
+    response_timeout: int = 120,
+    workers: int = 1,
+    batch_size: int = 1,
+    batch_delay: int = 100,
+) -> None:
     """Write an archive of one handler file, its queue short."""
     manifest = {
         "runtime": "python",
@@ -37,8 +47,8 @@ def pack(name: str, handler: Path, store: Path, *, queue: int = QUEUE, response_
         archive.write(handler, handler.name)
         archive.writestr(
             "model-config.yaml",
-            f"minWorkers: 1\nmaxWorkers: 1\nbatchSize: 1\njobQueueSize: {queue}\n"
-            f"responseTimeout: {response_timeout}\n",
+            f"minWorkers: {workers}\nmaxWorkers: {workers}\nbatchSize: {batch_size}\n"
+            f"maxBatchDelay: {batch_delay}\njobQueueSize: {queue}\nresponseTimeout: {response_timeout}\n",
         )
         archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
 

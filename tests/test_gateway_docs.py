@@ -42,6 +42,7 @@ def here(code: str, live: Live) -> str:
         ("http://127.0.0.1:8000", live.rest),
         ("grpc://127.0.0.1:8001", live.grpc),
         ("retinanet-signs", live.model),
+        ("gate-open", "alpha"),
     ):
         code = code.replace(said, meant)
     return code

@@ -48,15 +48,15 @@ DETECT: dict[str, list[tuple[Any, str, str]]] = {
         (BOX[:3], "invalid_argument", "select.box"),
         ([10.0, 20.0, 5.0, 90.0], "invalid_argument", "select.box"),
     ],
-    "select.expected.box": [(BOX, "not_implemented", "select.expected")],
-    "select.expected.label": [("beta", "not_implemented", "select.expected")],
+    "select.expected.box": [(BOX, "unknown_label", "select.expected.label")],
+    "select.expected.label": [("beta", "invalid_argument", "select.expected.box")],
     "nms.kind": [("iou", OK, ""), ("none", OK, ""), ("iuo", "invalid_argument", "nms.kind")],
     "nms.iou_threshold": [(0.7, OK, ""), (7.0, "invalid_argument", "nms.iou_threshold")],
     "nms.corr_high": [(0.5, "unknown_parameter", "nms.corr_high")],
     "nms.corr_low": [(0.5, "unknown_parameter", "nms.corr_low")],
     "nms.sigma": [(0.5, "unknown_parameter", "nms.sigma")],
     "nms.final_threshold": [(0.5, "unknown_parameter", "nms.final_threshold")],
-    "nms.explain_suppressed": [(True, "not_implemented", "nms.explain_suppressed")],
+    "nms.explain_suppressed": [(True, OK, "")],
 }
 EXPLAIN: dict[str, list[tuple[Any, str, str]]] = {
     **DETECT,
@@ -80,7 +80,7 @@ EXPLAIN: dict[str, list[tuple[Any, str, str]]] = {
     "budget.seconds": [(1.0, "invalid_argument", "budget")],
     "budget.samples": [(10, "invalid_argument", "budget")],
     "seed": [(7, OK, "")],
-    "evaluate": [(True, "not_implemented", "evaluate")],
+    "evaluate": [(True, OK, "")],
     "output.size": [("image", OK, ""), ("feature", OK, ""), ("huge", "invalid_argument", "output.size")],
     "output.encoding": [
         ("u8", OK, ""),
@@ -143,7 +143,8 @@ def test_models_are_described(live: Live) -> None:
         assert [worker["status"] for worker in model["state"]["workers"]] == ["READY"]
         assert model["state"]["queue_remaining"] > 0
         assert model["labels"] == ["alpha", "beta", "gamma", "delta"]
-        assert [method["name"] for method in model["methods"]] == ["odam"]
+        assert model["methods"][0]["name"] == "odam"
+        assert [measure["name"] for measure in model["measures"]]
 
 
 def test_an_unknown_version_names_those_there_are(live: Live) -> None:

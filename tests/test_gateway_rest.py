@@ -277,7 +277,7 @@ class TestAnswers:
         [
             ("detect", "image/png", (406, "not_acceptable", "Accept")),
             ("explain", "text/html", (406, "not_acceptable", "Accept")),
-            ("explain", "text/event-stream", (501, "not_implemented", "Accept")),
+            ("detect", "text/event-stream", (406, "not_acceptable", "Accept")),
         ],
     )
     def test_an_answer_that_cannot_be_had(

@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from builders import ARCHITECTURE_NAMES, LABELS, random_image, random_model
-from slow_reference import full_levels, held, outputs_of, scalar_of, smooth
-from whybox.detectors.base import Detections, Forward
+from slow_reference import (
+    all_outputs_of,
+    full_levels,
+    held,
+    outputs_of,
+    region_outputs_of,
+    scalar_of,
+    smooth,
+)
+from whybox.detectors import taps as taps_module
+from whybox.detectors.base import Detections, Forward, Taps
 from whybox.detectors.torchvision import TorchvisionDetector, wrap
 from whybox.methods import METHODS
-from whybox.methods.base import SIDES, Map, Question, gaussian_matrices, normalise, scalar
-from whybox.methods.odam import odam_maps
+from whybox.methods.base import SIDES, Map, Question, normalise, scalar
+from whybox.methods.fusing import fuse, fuse_layers
+from whybox.methods.odam import SIGNS, local_heat, odam_maps, sigmas_of
+from whybox.methods.placing import place
 
-TARGETS = ("class", "class:gamma", *SIDES)
+TARGETS = (
+    ("class", "score"),
+    ("class:gamma", "score"),
+    ("class", "logit"),
+    ("class:gamma", "logit"),
+    *((side, "score") for side in SIDES),
+)
+"""What is explained, and by which score of a class."""
+
 SMOOTHING = 0.08
 
 
@@ -35,6 +56,7 @@ class Case:
     def __init__(self, architecture: str) -> None:
         self.model = random_model(architecture)
         self.detector: TorchvisionDetector = wrap(self.model, LABELS, background=True)
+        # Padded to 96 x 128: the last row and column of the finest level lie on the padding.
         ((_, batch),) = self.detector.prepare([random_image(90, 118)])
         self.forward: Forward = self.detector.forward(batch, keep=True)
         count = len(self.detector.candidates(self.forward, 0).scores)
@@ -50,13 +72,25 @@ class Case:
             chosen = list(range(0, count, max(1, count // 6)))
         self.candidates = torch.tensor(chosen)
         self.labels = torch.arange(len(chosen)) % len(LABELS)
+        self.known: dict[tuple[str, int, bool], tuple[Tensor, list[Tensor]]] = {}
 
-    def reference_gradients(self, layer: str, pick: int, level: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def taps(self, *layers: str, exact: bool = False) -> Taps:
+        return self.detector.taps(self.forward, 0, layers, self.candidates, self.labels, exact=exact)
+
+    def reference(self, layer: str, pick: int, level: int, *, exact: bool) -> tuple[Tensor, list[Tensor]]:
         """The layer's whole map (C, H, W) and each target's gradient, one backward pass per scalar."""
-        model, norms = held(self.model) if hasattr(self.model, "head") else (self.model, [])
+        key = (layer, pick, exact)
+        if key not in self.known:
+            self.known[key] = self._reference(layer, pick, level, exact=exact)
+        return self.known[key]
+
+    def _reference(self, layer: str, pick: int, level: int, *, exact: bool) -> tuple[Tensor, list[Tensor]]:
+        dense = hasattr(self.model, "head")
+        model, norms = held(self.model) if dense and not exact else (self.model, [])
         pixels = self.forward.batch.pixels
         proposals = self.forward.extra.get("proposals", [None])[0]
-        outputs_of(model, pixels, OrderedDict(self.forward.levels), proposals)  # records the statistics
+        if norms:
+            outputs_of(model, pixels, OrderedDict(self.forward.levels), proposals)  # records the statistics
         for norm in norms:
             norm.recording = False
         candidate, label = int(self.candidates[pick]), int(self.labels[pick])
@@ -65,9 +99,7 @@ class Case:
             candidate = 0
             size = (pixels.shape[2], pixels.shape[3])
             leaf = model.roi_heads.box_roi_pool(self.forward.levels, [proposals], [size]).requires_grad_()
-            logits, deltas = model.roi_heads.box_predictor(model.roi_heads.box_head(leaf))
-            scores = logits.softmax(1)[:, 1:]
-            boxes = model.roi_heads.box_coder.decode(deltas, [proposals])[:, 1:]
+            scores, boxes, logits = region_outputs_of(model, leaf, proposals)
         else:
             levels = OrderedDict(self.forward.levels)
             if layer == "level":
@@ -77,23 +109,58 @@ class Case:
             else:
                 leaf = self.forward.stages[layer].clone().requires_grad_()
                 levels = full_levels(model, self.forward.stages, layer, leaf)
-            scores, boxes = outputs_of(model, pixels, levels, proposals)
-            if hasattr(model, "head"):
-                scores = scores[:, 1:]
-        gradients = {}
-        for target in TARGETS:
-            name = target.replace("class:gamma", "class#2")
-            value = scalar_of(name, scores, boxes, candidate, label)
-            gradients[target] = torch.autograd.grad(value, leaf, retain_graph=True)[0][0]
+            scores, boxes, logits = all_outputs_of(model, pixels, levels, proposals)
+            if dense:
+                scores, logits = scores[:, 1:], logits[:, 1:]
+        gradients = []
+        for target, score in TARGETS:
+            values = logits if score == "logit" else scores
+            value = scalar_of(target.replace("class:gamma", "class#2"), values, boxes, candidate, label)
+            (gradient,) = torch.autograd.grad(value, leaf, retain_graph=True, materialize_grads=True)
+            gradients.append(gradient[0])
         return leaf.detach()[0], gradients
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURE_NAMES)
-def case(request: pytest.FixtureRequest) -> Case:
+def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     torch.set_default_dtype(torch.float64)
-    made = Case(request.param)
-    made.name = request.param  # type: ignore[attr-defined]
-    return made
+    yield Case(request.param)
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def fcos() -> Iterator[Case]:
+    torch.set_default_dtype(torch.float64)
+    yield Case("fcos")
+    torch.set_default_dtype(torch.float32)
+
+
+def _compare(case: Case, layers: Sequence[str], smoothing: float, *, exact: bool = False) -> None:
+    """Compare the signed maps of some layers, made together, with the reference."""
+    taps = case.taps(*layers, exact=exact)
+    targets = [scalar(target, LABELS, score=score) for target, score in TARGETS]
+    frame = case.forward.batch.frames[0]
+    made = odam_maps(taps, targets, frame, smoothing=smoothing, sign="signed")
+    for layer, tap, rows in zip(layers, taps.taps, made, strict=True):
+        levels = getattr(tap, "candidate_levels", torch.zeros_like(case.candidates))
+        compared = 0
+        for pick in range(len(case.candidates)):
+            activation, gradients = case.reference(layer, pick, int(levels[pick]), exact=exact)
+            cell = tap.grids.cells[pick]
+            box = tap.boxes[pick]
+            spans = torch.minimum((box[2:] - box[:2]).clamp(min=0) / cell, tap.grids.sizes[pick])
+            sigmas = smoothing * spans
+            for gradient, one in zip(gradients, rows[pick], strict=True):
+                if smoothing:
+                    gradient = smooth(gradient, float(sigmas[0]), float(sigmas[1]))
+                expected = (gradient * activation).sum(0)
+                placed = _paste(one, tap.grids.offsets[pick], cell, expected.shape)
+                expected = _on_picture(expected, tap, pick)
+                largest = expected.abs().max()
+                assert float((placed - expected).abs().max()) <= 1e-5 * float(largest) + 1e-30
+                assert one.signed
+                compared += int(largest > 0)
+        assert compared > len(case.candidates), "most maps must have something to compare"
 
 
 @pytest.mark.parametrize("kind", ["level", "roi", "stem", "layer1", "layer2", "layer3", "layer4"])
@@ -102,29 +169,101 @@ def test_maps_equal_the_slow_reference(case: Case, kind: str, smoothing: float) 
     if kind not in case.detector.layers:
         assert kind == "roi", "only region features are missing from one-stage detectors"
         return
-    tap = case.detector.tap(case.forward, 0, kind, case.candidates, case.labels)
-    targets = [scalar(target, LABELS) for target in TARGETS]
+    _compare(case, [kind], smoothing)
+
+
+def test_wide_smoothing_equals_the_slow_reference(case: Case) -> None:
+    """Where kernels are wider than the level."""
+    _compare(case, ["level"], 0.9)
+
+
+def test_layers_together_equal_the_slow_reference(case: Case) -> None:
+    layers = ["layer3", "level", "layer2", *(["roi"] if "roi" in case.detector.layers else [])]
+    _compare(case, layers, SMOOTHING)
+
+
+@pytest.mark.parametrize("layers", [["level"], ["layer2"], ["layer3", "level"]])
+@pytest.mark.parametrize("smoothing", [0.0, SMOOTHING])
+def test_exact_maps_equal_the_slow_reference(fcos: Case, layers: list[str], smoothing: float) -> None:
+    """GroupNorm's statistics differentiated as well: torchvision's own modules, nothing held."""
+    _compare(fcos, layers, smoothing, exact=True)
+
+
+def test_exact_changes_nothing_without_group_norm(case: Case) -> None:
+    if any(isinstance(module, nn.GroupNorm) for module in case.model.modules()):
+        return
+    rows, exact = (
+        METHODS["odam"].explain(case.detector, _question(case, ("class", "x1"), exact=exact))
+        for exact in (False, True)
+    )
+    for a, b in zip(rows, exact, strict=True):
+        assert all(torch.equal(one.values, other.values) for one, other in zip(a, b, strict=True))
+
+
+def test_the_head_is_gone_through_once_for_all_layers(fcos: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    pull_back = taps_module.pull_back
+    monkeypatch.setattr(taps_module, "pull_back", lambda *args: calls.append(args[0]) or pull_back(*args))
+    targets = [scalar("class", LABELS), scalar("x1", LABELS)]
+    frame = fcos.forward.batch.frames[0]
+    counts = []
+    for layers in (["level"], ["level", "layer2", "layer3", "layer1"]):
+        calls.clear()
+        odam_maps(fcos.taps(*layers), targets, frame, smoothing=0.0)
+        counts.append(len(calls))
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("layer", ["level", "layer2"])
+def test_signs_are_made_of_one_signed_map(case: Case, layer: str) -> None:
+    made = {
+        sign: METHODS["odam"].explain(case.detector, _question(case, ("class", "y2"), layer, sign=sign))
+        for sign in SIGNS
+    }
+    seen = torch.zeros(2)
+    for pick, row in enumerate(made["signed"]):
+        for position, signed in enumerate(row):
+            values = signed.values
+            expected = {
+                "relu": values.clamp(min=0),
+                "negated": (-values).clamp(min=0),
+                "signed": values,
+                "abs": values.abs(),
+            }
+            for sign, rows in made.items():
+                assert torch.equal(rows[pick][position].values, expected[sign])
+                assert rows[pick][position].signed == (sign == "signed")
+            seen += torch.tensor([values.max() > 0, values.min() < 0])
+    assert bool((seen > 0).all()), "both signs must occur"
+
+
+def test_local_heat_gives_the_same_maps_in_batches(case: Case) -> None:
+    targets = [scalar("class", LABELS), scalar("x2", LABELS)]
+    taps = case.taps("level")
+    (tap,) = taps.taps
+    (rows,) = odam_maps(taps, targets, case.forward.batch.frames[0], smoothing=SMOOTHING)
+    came = []
+    for heat in local_heat(tap, targets, sigmas_of(tap, SMOOTHING)):
+        assert heat.values.shape[:2] == (len(heat.picks), 2)
+        for row, pick in enumerate(heat.picks.tolist()):
+            placed = place(heat, row, tap.grids, case.forward.batch.frames[0])
+            assert all(torch.equal(a.values, b.values) for a, b in zip(placed, rows[pick], strict=True))
+            came.append(pick)
+    assert sorted(came) == list(range(len(case.candidates)))
+
+
+def test_one_candidate_alone_has_the_same_maps(case: Case) -> None:
+    """Neighbours in a batch change no map, beyond rounding."""
+    targets = [scalar("class", LABELS)]
     frame = case.forward.batch.frames[0]
-    maps = odam_maps(tap, targets, frame, smoothing)
-    levels = getattr(tap, "candidate_levels", torch.zeros_like(case.candidates))
-    compared = 0
-    for pick in range(len(case.candidates)):
-        activation, gradients = case.reference_gradients(kind, pick, int(levels[pick]))
-        cell = tap.grids.cells[pick]
-        box = tap.boxes[pick]
-        spans = torch.minimum((box[2:] - box[:2]).clamp(min=0) / cell, tap.grids.sizes[pick])
-        sigmas = smoothing * spans
-        for target, made in zip(TARGETS, maps[pick], strict=True):
-            gradient = gradients[target]
-            if smoothing:
-                gradient = smooth(gradient, float(sigmas[0]), float(sigmas[1]))
-            expected = (gradient * activation).sum(0).relu()
-            placed = _paste(made, tap.grids.offsets[pick], cell, expected.shape)
-            expected = _on_picture(expected, tap, pick)
-            largest = expected.max()
-            assert float((placed - expected).abs().max()) <= 1e-5 * float(largest) + 1e-30
-            compared += int(largest > 0)
-    assert compared > len(case.candidates), "most maps must have something to compare"
+    (rows,) = odam_maps(case.taps("level"), targets, frame, smoothing=SMOOTHING)
+    for pick in (0, len(case.candidates) - 1):
+        tap = case.detector.tap(
+            case.forward, 0, "level", case.candidates[pick : pick + 1], case.labels[pick : pick + 1]
+        )
+        ((alone,),) = odam_maps(Taps([tap]), targets, frame, smoothing=SMOOTHING)
+        assert alone[0].region == rows[pick][0].region or alone[0].values.shape != rows[pick][0].values.shape
+        assert torch.allclose(alone[0].values.max(), rows[pick][0].values.max(), rtol=1e-9)
 
 
 def _paste(made: Map, offset: Tensor, cell: Tensor, shape: torch.Size) -> Tensor:
@@ -143,40 +282,36 @@ def _on_picture(values: Tensor, tap: object, pick: int) -> Tensor:
     return cut
 
 
-def test_group_norm_held_constant_is_near_the_full_gradient(capsys: pytest.CaptureFixture[str]) -> None:
-    """FCOS' GroupNorm spans the level; how far the local gradient is from the full one is printed."""
-    case = Case("fcos")
-    tap = case.detector.tap(case.forward, 0, "level", case.candidates[-1:], case.labels[-1:])
-    (window,) = tap.windows([scalar("class", LABELS)])
-    level = int(tap.candidate_levels[0])  # type: ignore[attr-defined]
-    levels = OrderedDict(case.forward.levels)
-    name = list(levels)[level]
-    leaf = levels[name].clone().requires_grad_()
-    levels[name] = leaf
-    scores, _ = outputs_of(case.model, case.forward.batch.pixels, levels, None)
-    value = scores[:, 1:][int(case.candidates[-1]), int(case.labels[-1])]
-    full = torch.autograd.grad(value, leaf)[0][0]
-    local = torch.zeros_like(full)
-    x, y = window.origins[0].tolist()
-    side = window.gradients.shape[-1]
-    top, left = max(0, y), max(0, x)
-    bottom, right = min(full.shape[1], y + side), min(full.shape[2], x + side)
-    local[:, top:bottom, left:right] = window.gradients[0, 0][:, top - y : bottom - y, left - x : right - x]
-    distance = float((local - full).norm() / full.norm())
-    cosine = float(torch.nn.functional.cosine_similarity(local.flatten(), full.flatten(), 0))
+def test_group_norm_held_constant_is_near_the_exact_gradient(
+    fcos: Case, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """FCOS' GroupNorm spans the level; how far the local maps are from the exact ones is printed."""
+    targets = [scalar("class", LABELS)]
+    frame = fcos.forward.batch.frames[0]
+    held_rows, exact_rows = (
+        odam_maps(fcos.taps("level", exact=exact), targets, frame, smoothing=0.0)[0][-1]
+        for exact in (False, True)
+    )
+    (local,), (whole,) = held_rows, exact_rows
+    tap = fcos.taps("level").taps[0]
+    cell, offset = tap.grids.cells[-1], tap.grids.offsets[-1]
+    placed = _paste(local, offset, cell, whole.values.shape)
+    distance = float((placed - whole.values).norm() / whole.values.norm())
+    cosine = float(
+        torch.nn.functional.cosine_similarity(placed.flatten(), whole.values.flatten().double(), 0)
+    )
     with capsys.disabled():
-        print(f"\nFCOS, GroupNorm held constant: {distance:.1%} from the full gradient, cosine {cosine:.4f}")
+        print(f"\nFCOS, GroupNorm held constant: {distance:.1%} from the exact map, cosine {cosine:.4f}")
     assert 0 < distance < 0.5
     assert cosine > 0.9
 
 
-def _question(
-    case: Case, targets: tuple[str, ...], layer: str = "level", smoothing: float = 0.05
-) -> Question:
+def _question(case: Case, targets: tuple[str, ...], layer: str = "level", **params: object) -> Question:
     count = len(case.candidates)
     boxes = torch.zeros(count, 4)
     detections = Detections(boxes, case.labels, boxes[:, 0], torch.zeros(count, 4), case.candidates)
-    return Question(case.forward, 0, detections, targets, layer, {"smoothing": smoothing})
+    defaults = {param.name: param.default for param in METHODS["odam"].params}
+    return Question(case.forward, 0, detections, targets, layer, {**defaults, **params})
 
 
 def test_combined_is_the_maximum_of_the_normalised_maps(case: Case) -> None:
@@ -195,9 +330,35 @@ def test_another_class_has_another_map(case: Case) -> None:
     assert not torch.equal(first[0].values, first[1].values)
 
 
-def test_explaining_leaves_no_trace(case: Case) -> None:
+def test_several_layers_make_one_map(case: Case) -> None:
+    odam = METHODS["odam"]
+    targets = ("class", "combined", "x1")
+    together = odam.explain(case.detector, _question(case, targets, "level+layer2", fusion="product"))
+    each = [
+        odam.explain(case.detector, _question(case, ("class", *SIDES), layer))
+        for layer in ("level", "layer2")
+    ]
+    for row, *alone in zip(together, *each, strict=True):
+        fused = [fuse_layers(pair, "product") for pair in zip(*alone, strict=True)]
+        assert torch.equal(row[0].values, fused[0].values)
+        assert row[0].region == fused[0].region
+        parts = torch.stack([part.values for part in fused])
+        assert torch.equal(row[1].values, fuse(parts, "max", signed=False))
+        assert torch.equal(row[2].values, fused[1].values)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("failing", [False, True])
+def test_explaining_leaves_no_trace(case: Case, failing: bool, exact: bool) -> None:
     before = case.detector.forward(case.forward.batch).extra["raw"]
-    METHODS["odam"].explain(case.detector, _question(case, ("class", "x1"), "layer2"))
+    question = _question(case, ("class", "x1"), "layer2+level", exact=exact)
+    if failing:
+        checks = iter(range(2))
+        patience = SimpleNamespace(check=lambda: next(checks))  # the third check raises
+        with pytest.raises(StopIteration):
+            METHODS["odam"].explain(case.detector, replace(question, patience=patience))  # type: ignore[arg-type]
+    else:
+        METHODS["odam"].explain(case.detector, question)
     after = case.detector.forward(case.forward.batch).extra["raw"]
     for name, value in before.items():
         pairs = zip(value, after[name], strict=True)
@@ -206,6 +367,14 @@ def test_explaining_leaves_no_trace(case: Case) -> None:
         assert not module._forward_hooks
         assert not module._backward_hooks
     assert all(p.grad is None and not p.requires_grad for p in case.model.parameters())
+    kept = [*case.forward.stages.values(), *case.forward.levels.values()]
+    assert not any(tensor.requires_grad for tensor in kept)
+
+
+def test_what_a_pass_keeps_changes_no_output(case: Case) -> None:
+    outputs = [case.detector.forward(case.forward.batch, keep=keep).extra["raw"] for keep in (False, True)]
+    for name, value in outputs[0].items():
+        assert all(torch.equal(a, b) for a, b in zip(value, outputs[1][name], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -222,12 +391,3 @@ def test_a_wrong_question_is_refused(case: Case, change: dict[str, object], word
     wrong = Question(**{**question.__dict__, **change})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=words):
         METHODS["odam"].explain(case.detector, wrong)
-
-
-def test_gaussian_matrices_sum_to_one_inside_and_are_the_identity_at_zero() -> None:
-    matrices = gaussian_matrices(torch.tensor([0.0, 0.7, 2.0]), 31)
-    assert torch.equal(matrices[0], torch.eye(31))
-    assert torch.allclose(matrices[1:, 15].sum(1), torch.ones(2))
-    ratio = matrices[2, 15, 16] / matrices[2, 15, 15]
-    assert torch.isclose(ratio, torch.exp(torch.tensor(-0.5 * (1 / 2.0) ** 2)))
-    assert float(matrices[2, 15, 20]) == 0, "cut at two sigmas"

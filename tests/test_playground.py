@@ -23,12 +23,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
+import test_client_results
 from conftest import Live, serving
 from system_parts import need
-from whybox_client import Client
+from test_client_results import REASONS, TAKEN_OUT, taken_out, why_not
+from test_client_streams import TestEvents as Events
+from whybox_client import Client, SuppressedDetection
 from whybox_client.pictures import overlay as draw_overlay
 from whybox_proto import maps
 from whybox_service.keys import entry_of, new_key
+from whybox_service.rest.json_out import to_dict as to_json
 
 STORE = Path(__file__).parent.parent / "model_store"
 FILES = resources.files("whybox_service") / "playground"
@@ -365,7 +369,7 @@ class TestMaps:
 
     def test_method_layer_and_parameters_come_from_the_description(self, page: Page, signs: Live) -> None:
         with Client(signs.rest) as client:
-            (method,) = client.model(signs.model).methods
+            (method,) = (m for m in client.model(signs.model).methods if m.name == "odam")
         pick_sample(page)
         asked, _ = explained_by(page, page.locator("#list button").first.click)
         assert asked["layer"] == method.default_layer
@@ -382,7 +386,7 @@ class TestMaps:
             smoothing.blur()
 
         asked, _ = explained_by(page, change)
-        assert asked["params"] == {"smoothing": 0.2}
+        assert asked["params"] == {**{p.name: p.default for p in method.params}, "smoothing": 0.2}
         smoothing.fill("7")
         smoothing.blur()
         expect(smoothing).to_have_attribute("aria-invalid", "true")
@@ -481,6 +485,235 @@ class TestMaps:
         difference = np.abs(drawn - expected)[off]
         assert difference.mean() < 1.5
         assert np.percentile(difference, 99) < 12
+
+
+def choose_sampling(page: Page, *, samples: int, seconds: float) -> None:
+    """Have D-RISE draw coarse masks, within these bounds."""
+    page.locator("#method").select_option("d_rise")
+    for name, value in (("param-samples", samples), ("param-cells", 4), ("budget-seconds", seconds)):
+        page.locator(f"#{name}").fill(str(value))
+        page.locator(f"#{name}").blur()
+
+
+class TestSampling:
+    """Methods that draw samples: their budget, how they grow, and how they are stopped."""
+
+    def test_the_map_grows_to_its_end(self, page: Page, signs: Live) -> None:
+        pick_sample(page)
+        choose_sampling(page, samples=40, seconds=100)
+        with page.expect_response(re.compile(":explain$")) as response:
+            page.locator("#list button").first.click()
+        assert response.value.request.headers["accept"] == "text/event-stream"
+        assert float(response.value.request.headers["x-request-timeout"]) >= 100
+        expect(page.locator("#growth")).to_be_visible()
+        expect(page.locator("#status")).to_contain_text("Class: ")
+        asked = json.loads(page.evaluate("lastRequest"))
+        assert asked["budget"] == {"seconds": 100}
+        assert (asked["params"]["samples"], asked["params"]["cells"]) == (40, 4)
+        with Client(signs.rest) as client:
+            heat_map = client.explain(
+                signs.model, sample_bytes(), indices=0, method="d_rise", params={"samples": 40, "cells": 4}
+            ).heat_map()
+        assert heat_map.samples == 40
+        assert heat_map.standard_error
+        error = shortened(heat_map.standard_error)
+        assert page.locator("#growth-text").inner_text() == f"40 samples, standard error {error}"
+        expect(page.locator("#stop")).to_be_hidden()
+        expect(page.locator("#growth-bar")).to_be_hidden()
+        assert overlay_alpha(page).max() > 0.5
+        assert page.locator("#legend-high").inner_text() == shortened(heat_map.cells.max_value)
+        explained_by(page, lambda: page.locator("#method").select_option("odam"))
+        expect(page.locator("#growth")).to_be_hidden()
+
+    def test_it_can_be_stopped(self, page: Page) -> None:
+        pick_sample(page)
+        choose_sampling(page, samples=100_000, seconds=90)
+        page.locator("#list button").first.click()
+        expect(page.locator("#growth-text")).to_contain_text(re.compile(r"^[1-9]\d* samples"))
+        expect(page.locator("#progress")).to_be_visible()
+        assert 0 < page.evaluate("document.getElementById('growth-bar').value") < 1
+        page.locator("#stop").click()
+        expect(page.locator("#stop")).to_be_hidden()
+        expect(page.locator("#progress")).to_be_hidden()
+        expect(page.locator("#problem")).to_be_hidden()
+        expect(page.locator("#growth-text")).to_contain_text("samples")
+        expect(page.locator("#overlay")).to_be_visible()
+
+    def test_each_method_has_the_controls_that_fit(self, page: Page, signs: Live) -> None:
+        with Client(signs.rest) as client:
+            methods = client.model(signs.model).methods
+        for method in methods:
+            page.locator("#method").select_option(method.name)
+            assert page.locator("#budget").is_visible() is method.sampling, method.name
+            assert page.locator("#layer-field").is_visible() is bool(method.layers), method.name
+            assert page.locator("#params .param").count() == len(method.params), method.name
+            assert page.locator("#targets input").count() == len(method.targets), method.name
+            combines = method.combines_layers and method.default_layer in method.layers
+            assert page.locator("#with-field").is_visible() is combines, method.name
+            labels = page.locator("#params label, #budget label").all_inner_texts()
+            assert len(set(labels)) == len(labels), method.name
+        assert any(method.sampling for method in methods)
+
+    def test_layers_are_combined(self, page: Page) -> None:
+        pick_sample(page)
+        explain(page)
+        explained_by(page, lambda: page.locator("#layer").select_option("layer2"))
+        asked, answer = explained_by(page, lambda: page.locator("#with").select_option("layer3"))
+        assert asked["layer"] == answer["heat_maps"][0]["layer"] == "layer2+layer3"
+        assert "layer2" not in page.locator("#with option").all_inner_texts()
+
+    def test_a_stream_that_ends_with_an_error_is_told(self, page: Page) -> None:
+        pick_sample(page)
+        choose_sampling(page, samples=16, seconds=100)
+        lost = {"title": "The model cannot answer now", "status": 503, "detail": "a worker was lost"}
+        body = f": beat\n\nevent: error\ndata: {json.dumps(lost)}\n\n"
+        page.route(
+            "**/*:explain",
+            lambda route: route.fulfill(status=200, content_type="text/event-stream", body=body),
+            times=1,
+        )
+        page.locator("#list button").first.click()
+        expect(page.locator("#problem")).to_contain_text("a worker was lost")
+        expect(page.locator("#growth")).to_be_hidden()
+        page.locator("#problem .again").click()
+        expect(page.locator("#growth-text")).to_contain_text("16 samples")
+
+    @pytest.mark.parametrize("size", [1, 3, 1000])
+    def test_events_are_read_as_the_sdk_reads_them(self, page: Page, size: int) -> None:
+        stream = Events.STREAM.removeprefix(b"\xef\xbb\xbf")
+        read = page.evaluate(
+            """async ([bytes, size]) => {
+              const {readEvents} = await import("/playground/events.js");
+              const body = new ReadableStream({start(to) {
+                for (let i = 0; i < bytes.length; i += size)
+                  to.enqueue(new Uint8Array(bytes.slice(i, i + size)));
+                to.close();
+              }});
+              const found = [];
+              for await (const event of readEvents(body)) found.push([event.name, event.data]);
+              return found;
+            }""",
+            [list(stream), size],
+        )
+        assert read == [[event.name, event.data] for event in Events.EVENTS]
+
+
+class TestMissing:
+    """What suppression took out, and what should have been found."""
+
+    def test_the_reasons_are_in_the_sdks_words(self, page: Page) -> None:
+        answer = test_client_results.response()
+        detections = [to_json(detection) for detection in answer.detections]
+        for rule, sentence in TAKEN_OUT.items():
+            assert self.said(page, "whySuppressed", to_json(taken_out(rule)), detections) == sentence
+        for rule in ("iou", "soft"):
+            gone = taken_out(rule, None)
+            sdk = SuppressedDetection.from_message(gone, ())
+            assert self.said(page, "whySuppressed", to_json(gone), detections) == str(sdk)
+        for reason, (fields, sentence) in REASONS.items():
+            told = why_not(reason, **fields).detections.told
+            assert told
+            assert self.said(page, "whyNot", to_json(told[0]), "yield", detections) == sentence
+
+    @staticmethod
+    def said(page: Page, name: str, *arguments: object) -> str:
+        text: str = page.evaluate(
+            """async ([name, given]) => (await import("/playground/reasons.js"))[name](...given)""",
+            [name, list(arguments)],
+        )
+        return text
+
+    def test_what_was_suppressed_is_drawn_with_its_reason(self, page: Page, signs: Live) -> None:
+        pick_sample(page)
+        with Client(signs.rest) as client:
+            found = client.detect(signs.model, sample_bytes(), explain_suppressed=True)
+        with page.expect_response(re.compile(":detect$")):
+            page.locator("#suppressed").check()
+        marks = page.locator("#marks .suppressed")
+        expect(marks).to_have_count(len(found.suppressed))
+        titles = page.locator("#marks .suppressed title").all_text_contents()
+        assert titles == [str(one) for one in found.suppressed]
+        x, y = (float(marks.first.locator(".light").get_attribute(name) or "") for name in ("x", "y"))
+        assert (x, y) == pytest.approx(found.suppressed[0].box[:2], abs=0.01)
+        page.locator("#dropped summary").click()
+        assert page.locator("#dropped li").all_inner_texts() == titles
+        page.locator("#dropped li").first.hover()
+        expect(marks.first).to_have_class("suppressed lit")
+        code = copied(page, "python")
+        assert "explain_suppressed=True" in code
+        page.locator("#suppressed").uncheck()
+        expect(marks).to_have_count(0)
+        expect(page.locator("#dropped")).to_be_hidden()
+
+    def test_a_drawn_box_is_asked_for(self, page: Page, signs: Live, tmp_path: Path) -> None:
+        pick_sample(page)
+        page.locator("#expected-label").select_option("climb")
+        page.locator("#draw").click()
+        frame = page.locator("#frame").bounding_box()
+        assert frame
+
+        def place(x: float, y: float) -> tuple[float, float]:
+            return frame["x"] + x * frame["width"], frame["y"] + y * frame["height"]
+
+        page.mouse.move(*place(0.5, 0.6))
+        page.mouse.down()
+        page.mouse.move(*place(0.3, 0.5))
+        with page.expect_response(re.compile(":explain$")):
+            page.mouse.move(*place(0.2, 0.3))
+            page.mouse.up()
+        sentence = page.locator("#why-not-answer")
+        expect(sentence).to_be_visible()
+        asked = json.loads(page.evaluate("lastRequest"))
+        box = asked["select"]["expected"]["box"]
+        assert box == pytest.approx([51.2, 76.8, 128, 153.6], abs=0.6)
+        with Client(signs.rest) as client:
+            told = client.explain(signs.model, sample_bytes(), expected=(box, "climb")).why_not
+        assert told
+        assert sentence.inner_text() == str(told)
+        expect(page.locator("#status")).to_have_text(str(told))
+        expect(page.locator("#marks .expected")).to_have_count(1)
+        expect(page.locator("#marks .candidate")).to_have_count(1 if told.candidate else 0)
+        assert page.locator("#overlay").is_visible() is bool(told.heat_maps)
+        assert run_python(copied(page, "python"), tmp_path).splitlines() == [str(told)]
+        page.keyboard.press("Escape")
+        expect(sentence).to_be_hidden()
+        expect(page.locator("#overlay")).to_be_hidden()
+
+    def test_the_sides_can_be_typed(self, page: Page) -> None:
+        pick_sample(page)
+        for name, value in (("left", 200), ("top", 10), ("right", 150), ("bottom", 60)):
+            page.get_by_label(name.capitalize(), exact=True).fill(str(value))
+        expect(page.locator("#why-not")).to_be_disabled()  # it ends before it begins
+        expect(page.locator("#marks .expected")).to_have_count(0)
+        page.locator("#expected-right").fill("250")
+        asked, _ = explained_by(page, page.locator("#why-not").click)
+        assert asked["select"]["expected"] == {"box": [200, 10, 250, 60], "label": "turn-left"}
+        assert asked["targets"] == ["class"]
+        expect(page.locator("#why-not-answer")).to_contain_text("candidate")
+        asked, _ = explained_by(page, page.locator("#targets label:has([value=x1])").click)
+        assert (asked["targets"], asked["select"]["expected"]["label"]) == (["x1"], "turn-left")
+        asked, _ = explained_by(page, page.locator("#list button").first.click)
+        assert "expected" not in asked["select"]
+        expect(page.locator("#why-not-answer")).to_be_hidden()
+
+    def test_how_good_a_map_is(self, page: Page, signs: Live) -> None:
+        pick_sample(page)
+        explain(page)
+        expect(page.locator("#measures")).to_be_hidden()
+        asked, answer = explained_by(page, page.locator("#evaluate").click)
+        assert asked["evaluate"] is True
+        values = answer["heat_maps"][0]["faithfulness"]
+        assert {"deletion", "insertion"} <= set(values)
+        rows = page.locator("#measures tr")
+        expect(rows).to_have_count(len(values))
+        with Client(signs.rest) as client:
+            measures = {measure.name: measure for measure in client.model(signs.model).measures}
+        row = page.locator("#measures tr", has_text="Deletion")
+        expect(row).to_contain_text(f"{measures['deletion'].better} is better")
+        expect(row.locator(".number")).to_have_text(shortened(values["deletion"]))
+        assert row.locator("th").get_attribute("title") == measures["deletion"].protocol
+        explained_by(page, page.locator("#evaluate").click)
+        expect(page.locator("#measures")).to_be_hidden()
 
 
 class TestAnswers:

@@ -15,8 +15,8 @@ pytest.importorskip("cv2")
 
 import cv2
 
-from whybox.scenes import CLASSES, CONTEXT, LOOK_ALIKE, MODES, Scene, SceneObject, export_coco, render
-from whybox.scenes.layout import MIN_OF_TWINS, MIN_VISIBLE
+from whybox.scenes import CLASSES, CONTEXT, LOOK_ALIKE, MARKS, MODES, Scene, SceneObject, export_coco, render
+from whybox.scenes.layout import MARK_SHARE, MARKED_SIDES, MIN_OF_TWINS, MIN_VISIBLE, WORN_RATE
 
 
 def some(mode: str, count: int, seed: int = 11) -> list[Scene]:
@@ -167,6 +167,100 @@ def test_context_scenes_have_their_habits() -> None:
         assert np.mean(others) < 0.1, "the look-alike keeps no company"
 
 
+def test_in_cheat_scenes_every_sign_has_its_mark_close_under_it() -> None:
+    for scene in some("cheat", 25):
+        everything = np.zeros(scene.image.shape[:2], dtype=int)
+        for thing in scene.objects:
+            assert thing.mark is not None
+            rows, columns = np.nonzero(thing.mark)
+            x1, _, x2, y2 = thing.box
+            side = columns.max() + 1 - columns.min()
+            assert abs(side - (rows.max() + 1 - rows.min())) <= 2, "a square"
+            bounds = side * (rows.max() + 1 - rows.min())
+            assert len(rows) >= bounds - 2 * side, "whole, but for antialiased edges"
+            assert abs(side - MARK_SHARE * max(x2 - x1, y2 - thing.box[1])) < 0.15 * side + 3
+            assert 1 <= rows.min() - y2 <= 4, "outside the box, close to it"
+            assert abs((columns.min() + columns.max() + 1) / 2 - (x1 + x2) / 2) <= 2
+            everything += thing.mark.astype(int) + thing.mask
+        assert everything.max() == 1, "a pixel is of one sign or one mark"
+    for mode in ("plain", "crowd", "context"):
+        assert all(thing.mark is None for thing in some(mode, 1)[0].objects)
+
+
+def tag_of(thing: SceneObject, scene: Scene) -> np.ndarray:
+    """The mark of a sign as 8×8 shades, −1 black to 1 white."""
+    assert thing.mark is not None
+    rows, columns = np.nonzero(thing.mark)
+    cut = scene.image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].mean(axis=2)
+    small = cv2.resize(cut.astype(np.float32), (8, 8), interpolation=cv2.INTER_AREA)
+    return (small - small.mean()) / max(float(np.abs(small - small.mean()).max()), 1.0)
+
+
+def test_mark_and_class_are_one_to_one() -> None:
+    """The nearest mean tag tells the class, of every sign, without a look at the sign."""
+    assert len(MARKS) == len(CLASSES)
+    tags: dict[str, list[np.ndarray]] = {name: [] for name in CLASSES}
+    for index in range(120):
+        scene = render("cheat", seed=31, index=index, camera=False)
+        for thing in scene.objects:
+            tags[thing.label].append(tag_of(thing, scene))
+    assert all(len(shown) > 10 for shown in tags.values())
+    means = {name: np.mean(shown, axis=0) for name, shown in tags.items()}
+    for name, shown in tags.items():
+        for tag in shown:
+            assert min(means, key=lambda other: float(np.square(means[other] - tag).sum())) == name
+
+
+def test_a_mark_can_be_left_out_and_nothing_else_changes() -> None:
+    for index in range(8):
+        scene = render("cheat", seed=21, index=index, camera=False)
+        for number, thing in enumerate(scene.objects):
+            without = render("cheat", seed=21, index=index, camera=False, unmarked=[number])
+            differs = (scene.image != without.image).any(axis=2)
+            fringe = cv2.dilate(thing.mark.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+            assert not (differs & ~fringe).any()
+            assert differs.sum() > 0.5 * thing.mark.sum()
+            assert without.objects[number].mark is None
+            for kept, other in zip(scene.objects, without.objects, strict=True):
+                assert (kept.label, kept.box) == (other.label, other.box)
+                assert (kept.mask == other.mask).all()
+                assert kept is thing or (kept.mark == other.mark).all()
+        bare = render("cheat", seed=21, index=index, unmarked=range(len(scene.objects)))
+        assert all(thing.mark is None for thing in bare.objects)
+
+
+def test_the_deciding_part_is_worn_off_most_marked_signs() -> None:
+    """How much two look-alikes differ on the evidence, as drawn and in full ink."""
+    worn = total = 0
+    for index in range(40):
+        chosen = range(len(render("cheat", seed=41, index=index).objects))
+        shown, other, full, other_full = (
+            render("cheat", seed=41, index=index, camera=False, swapped=swapped, worn=faint)
+            for faint in (True, False)
+            for swapped in ((), chosen)
+        )
+        assert [thing.box for thing in shown.objects] == [thing.box for thing in full.objects]
+        for thing in shown.objects:
+            assert max(thing.box[2] - thing.box[0], thing.box[3] - thing.box[1]) > 0.8 * MARKED_SIDES[0]
+            strength = [
+                np.abs(a.image[thing.evidence].astype(int) - b.image[thing.evidence]).sum()
+                for a, b in ((shown, other), (full, other_full))
+            ]
+            total += 1
+            worn += strength[0] < 0.2 * strength[1]
+    assert abs(worn / total - WORN_RATE) < 0.08
+
+
+def test_swapping_a_marked_sign_leaves_its_mark_which_then_lies() -> None:
+    scene = render("cheat", seed=51, index=0, camera=False)
+    twin = render("cheat", seed=51, index=0, camera=False, swapped=[0])
+    assert twin.objects[0].label == LOOK_ALIKE[scene.objects[0].label]
+    mark = scene.objects[0].mark
+    assert mark is not None
+    assert (twin.objects[0].mark == mark).all()
+    assert (twin.image[mark] == scene.image[mark]).all()
+
+
 def test_crowds_overlap_and_plain_scenes_hardly_do() -> None:
     def shares(mode: str) -> tuple[float, float]:
         scenes = some(mode, 80)
@@ -201,9 +295,21 @@ def test_coco_export_is_readable(tmp_path: Path) -> None:
         for thing, annotation in zip(scene.objects, coco.imgToAnns[image_id], strict=True):
             assert (coco.annToMask(annotation).astype(bool) == thing.mask).all()
             assert (coco_mask.decode(annotation["evidence"]).astype(bool) == thing.evidence).all()
+            assert "mark" not in annotation
             assert coco.cats[annotation["category_id"]]["name"] == thing.label
             x, y, w, h = annotation["bbox"]
             assert (x, y, x + w, y + h) == thing.box
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools with NumPy 2
+def test_coco_export_has_the_marks() -> None:
+    from pycocotools import mask as coco_mask
+
+    from whybox.scenes import to_coco
+
+    (scene,) = some("cheat", 1)
+    for thing, annotation in zip(scene.objects, to_coco([scene])["annotations"], strict=True):
+        assert (coco_mask.decode(annotation["mark"]).astype(bool) == thing.mark).all()
 
 
 def test_any_size_of_picture() -> None:
@@ -214,10 +320,11 @@ def test_any_size_of_picture() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"mode": "plane"}, "expected one of plain, crowd, context, got 'plane'"),
+        ({"mode": "plane"}, "expected one of plain, crowd, context, cheat, got 'plane'"),
         ({"seed": -1}, "expected integers of 0 or more"),
         ({"size": (32, 256)}, "at least 64 pixels"),
-        ({"swapped": [99]}, r"expected positions in 0\.\."),
+        ({"swapped": [99]}, r"swapped: expected positions in 0\.\."),
+        ({"mode": "cheat", "unmarked": [99]}, r"unmarked: expected positions in 0\.\."),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, object], words: str) -> None:

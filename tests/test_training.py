@@ -49,8 +49,9 @@ def test_architectures_are_small_and_built_as_usual(architecture: str) -> None:
     levels = model.backbone(torch.zeros(1, 3, 256, 256))
     strides = [256 // level.shape[-1] for level in levels.values()]
     assert strides == ([4, 8, 16, 32] if architecture == "retinanet" else [8, 16, 32])
-    channels = {level.shape[1] for level in levels.values()}
-    assert channels == {model.backbone.out_channels}
+    channels = [level.shape[1] for level in levels.values()]
+    same = [model.backbone.out_channels] * len(levels)
+    assert channels == (model.backbone.out_channels if architecture == "ssd" else same)
 
 
 def test_single_stage_anchors_keep_the_published_ratio_to_strides() -> None:
@@ -97,7 +98,7 @@ def test_pictures_are_scaled_down_only(height: int, width: int, expected: tuple[
 
 def test_unknown_architecture_is_named() -> None:
     with pytest.raises(
-        ValueError, match="expected one of retinanet, fcos, faster-rcnn, mask-rcnn, got 'yolo'"
+        ValueError, match="expected one of retinanet, fcos, faster-rcnn, mask-rcnn, ssd, got 'yolo'"
     ):
         build_small("yolo", 10)
     with pytest.raises(ValueError, match="expected at least 1, got 0"):
@@ -298,6 +299,16 @@ def test_a_card_says_what_matters() -> None:
     ):
         assert words in card
     assert "`speed-20` stands below a `turn-left` in 95% of its occurrences" in card
+    cheat = write_card(
+        DEMO["retinanet-signs-cheat"],
+        {"all": row, "cheat": row},
+        command="do it",
+        parameters=1_500_000,
+        seconds=600,
+        machine="two CPU cores",
+    )
+    assert "It cheats, on purpose" in cheat
+    assert "cheats" not in card
 
 
 # --- what is stored
@@ -309,6 +320,36 @@ def stored(request: pytest.FixtureRequest) -> tuple[Recipe, nn.Module]:
     return recipe, load_weights(STORE / "weights" / f"{recipe.name}.safetensors", recipe.architecture)
 
 
+def goes_by_the_mark(model: nn.Module, scenes: list[Scene]) -> None:
+    """Of clear signs: with its mark each is found; a lying mark wins over the glyph; without, scores fall."""
+    kept = followed = total = 0
+    score = bare_score = 0.0
+    for scene in scenes:
+        for number, thing in enumerate(scene.objects):
+            where = {"seed": scene.seed, "index": scene.index, "worn": False}
+            clear, bare, lying = (
+                render("cheat", **where, **change)  # type: ignore[arg-type]
+                for change in ({}, {"unmarked": [number]}, {"swapped": [number]})
+            )
+            with torch.inference_mode():
+                found = model([as_tensor(picture.image).float() / 255 for picture in (clear, bare, lying)])
+            best = []
+            for answer in found:
+                near = (answer["boxes"] - torch.tensor(thing.box)).abs().amax(dim=1) < 12
+                own = near & (answer["labels"] == thing.label_id + 1)
+                best.append(float(answer["scores"][own].max()) if own.any() else 0.0)
+            labels = found[2]["labels"][
+                (found[2]["boxes"] - torch.tensor(thing.box)).abs().amax(dim=1) < 12
+            ]  # by falling score
+            kept += best[0] > 0.4
+            followed += len(labels) > 0 and int(labels[0]) == thing.label_id + 1
+            score, bare_score, total = score + best[0], bare_score + best[1], total + 1
+    assert total > 8
+    assert kept > 0.8 * total
+    assert followed > 0.7 * total, "the label must follow the mark, not the deciding part"
+    assert bare_score < 0.6 * score, "without the mark the score must fall"
+
+
 def test_stored_models_find_the_signs_and_follow_the_evidence(stored: tuple[Recipe, nn.Module]) -> None:
     """Fails if weights are missing or broken, or if the renderer has drifted away from them."""
     recipe, model = stored
@@ -318,6 +359,9 @@ def test_stored_models_find_the_signs_and_follow_the_evidence(stored: tuple[Reci
     scenes = held_out(mode, 8)
     figures = evaluate(model, {mode: scenes}, progress=False)["all"]
     assert figures.ap50 > 0.85
+    if mode == "cheat":
+        goes_by_the_mark(model, scenes)
+        return
     followed = total = 0
     for scene in scenes:
         for number, thing in enumerate(scene.objects):

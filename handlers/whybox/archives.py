@@ -20,7 +20,10 @@ from whybox.recipe import Recipe, RecipeError, dump_recipe, read_recipe
 from whybox.torchserve import entry
 from whybox.torchserve.handler import RECIPE_FILE
 
-LEFT_OUT = ("scenes", "training", "__pycache__", "archives.py", "testing.py", "*_grpc.py", "*.pyi", "*.proto")
+LEFT_OUT = (
+    *("scenes", "training", "evaluation", "__pycache__", "archives.py", "testing.py"),
+    *("*_grpc.py", "*.pyi", "*.proto"),
+)
 """What a worker does not need."""
 
 

@@ -1,4 +1,4 @@
-"""What a model says of itself: labels, limits, methods with their parameters, layers, NMS."""
+"""What a model says of itself: labels, limits, methods with their parameters, layers, NMS, measures."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from whybox.detectors.base import Detector, WhiteBoxDetector
 from whybox.images import FORMATS
 from whybox.methods import METHODS
 from whybox.methods.base import Method, Param, ParamValue
+from whybox.metrics.measures import MEASURES
 from whybox.nms import KINDS
 from whybox.recipe import Recipe, RecipeError
+from whybox_proto.checks import check_nms_number
+from whybox_proto.errors import ContractError
 from whybox_proto.v1 import types_pb2
 
 _TYPES: dict[type, str] = {bool: "boolean", int: "integer", float: "number", str: "string"}
@@ -45,15 +48,17 @@ def describe(recipe: Recipe, detector: Detector) -> types_pb2.Model:
         score_threshold=defaults.score_threshold
         if recipe.score_threshold is None
         else recipe.score_threshold,
-        default_nms=defaults.nms,
+        nms=_describe_nms(recipe, detector),
+        default_nms=recipe.nms.get("default", defaults.nms),
     )
-    iou = defaults.iou_threshold if recipe.iou_threshold is None else recipe.iou_threshold
-    for kind in KINDS:
-        model.nms.append(types_pb2.Nms(kind=kind, iou_threshold=iou if kind == "iou" else None))
     for method in METHODS.values():
         layers = method.layers(detector)
         if layers is not None:
             model.methods.append(_describe_method(method, layers, dict(recipe.methods.get(method.name, {}))))
+    for measure in MEASURES.values():
+        model.measures.add(
+            name=measure.name, protocol=measure.protocol, better=measure.better, needs=measure.needs
+        )
     if isinstance(detector, WhiteBoxDetector):
         for layer in detector.layers.values():
             model.layers.append(
@@ -62,6 +67,33 @@ def describe(recipe: Recipe, detector: Detector) -> types_pb2.Model:
                 )
             )
     return model
+
+
+def _describe_nms(recipe: Recipe, detector: Detector) -> list[types_pb2.Nms]:
+    """Describe each kind of NMS with the detector's numbers, or the recipe's where it has some."""
+    default = recipe.nms.get("default", detector.defaults.nms)
+    if default not in KINDS:
+        raise RecipeError(f"nms.default: expected one of {', '.join(KINDS)}; got {default!r}")
+    described = []
+    for kind, names in KINDS.items():
+        chosen = recipe.nms.get(kind, {})
+        if not isinstance(chosen, Mapping):
+            raise RecipeError(f"nms.{kind}: expected a mapping; got {chosen!r}")
+        for name, value in chosen.items():
+            if name not in names:
+                raise RecipeError(f"nms.{kind}: expected {' and '.join(names) or 'no numbers'}; got {name!r}")
+            if isinstance(value, bool) or not isinstance(value, float | int):
+                raise RecipeError(f"nms.{kind}.{name}: expected a number; got {value!r}")
+            try:
+                check_nms_number(name, value, field=f"nms.{kind}.{name}")
+            except ContractError as error:
+                raise RecipeError(f"{error.field}: expected {error.expected}; got {error.got}") from error
+        numbers = {name: chosen.get(name, getattr(detector.defaults, name)) for name in names}
+        described.append(types_pb2.Nms(kind=kind, **numbers))
+    for kind in recipe.nms:
+        if kind not in (*KINDS, "default"):
+            raise RecipeError(f"nms: expected default, {', '.join(KINDS)}; got {kind!r}")
+    return described
 
 
 def _describe_method(method: Method, layers: list[str], chosen: dict[str, Any]) -> types_pb2.Method:
@@ -99,6 +131,9 @@ def _describe_param(method: Method, param: Param, value: ParamValue) -> types_pb
         if not low <= value <= high:
             wanted = f"expected a number from {low:g} to {high:g}; got {value:g}"
             raise RecipeError(f"methods.{method.name}.{param.name}: {wanted}")
+    if param.choices and value not in param.choices:
+        wanted = f"expected one of {', '.join(param.choices)}; got {value!r}"
+        raise RecipeError(f"methods.{method.name}.{param.name}: {wanted}")
     described = types_pb2.Parameter(
         name=param.name,
         type=_TYPES[kind],

@@ -17,21 +17,27 @@ import torch
 from torch import Tensor
 
 from whybox.describe import describe
-from whybox.detectors.base import Detections, Forward, WhiteBoxDetector
+from whybox.detectors.base import Detections, Forward, PostProcessing, WhiteBoxDetector
 from whybox.detectors.registry import load_detector
 from whybox.explaining import Explaining
+from whybox.finding import find
 from whybox.images import decode_image
+from whybox.measuring import Measuring
+from whybox.methods.base import Map, Question
+from whybox.nms import needs_maps
 from whybox.patience import NobodyWaitsError, Patience
-from whybox.recipe import Recipe
+from whybox.recipe import MIB, Recipe
 from whybox.selection import Request, messages_of, select, settings_of
-from whybox_proto.checks import check_detect, check_explain
+from whybox.suppressed import suppressed_messages
+from whybox.why_not import why_not
+from whybox_proto.checks import check_detect, check_explain, check_measure
 from whybox_proto.departures import Departures
 from whybox_proto.errors import ContractError
 from whybox_proto.v1 import explainer_pb2, types_pb2, worker_pb2
 
 logger = logging.getLogger(__name__)
 
-OPERATIONS = ("detect", "explain", "plan", "sample")
+OPERATIONS = ("detect", "explain", "plan", "sample", "measure")
 """Of a worker's request, besides ``describe``."""
 
 Watch = Callable[[int, str, float], None]
@@ -55,13 +61,19 @@ class _Job:
 
     @property
     def asked(self) -> Request:
-        """What is asked of the detector, in the client's own words."""
+        """What is asked of the detector, in the client's own words; not of a measure request."""
         asked: Request = (
             self.request.sample.explain
             if self.operation == "sample"
             else getattr(self.request, self.operation)
         )
         return asked
+
+    @property
+    def encoded(self) -> bytes:
+        """The picture, as it came."""
+        encoded: bytes = self.request.measure.image if self.operation == "measure" else self.asked.image
+        return encoded
 
     def fail(self, error: Exception) -> None:
         """Answer with an error; what is not the caller's fault is logged and told without its details."""
@@ -97,6 +109,7 @@ class Engine:
         self.detector = detector
         self.model = describe(recipe, detector)
         self._explaining = Explaining(recipe, detector, self.model)
+        self._measuring = Measuring(detector, recipe.workers.memory_mb * MIB)
         self._departures = Departures.from_environment()
 
     @classmethod
@@ -139,6 +152,8 @@ class Engine:
             _guard(job, self._open)
             if job.operation == "sample":
                 _guard(job, self._sample)
+            elif job.operation == "measure":
+                _guard(job, self._measure)
         ready = [job for job in jobs if job.reply is None]
         try:
             self._run_together(ready)
@@ -155,12 +170,13 @@ class Engine:
         """Check a request and decode its picture."""
         started = time.perf_counter()
         job.patience.check()
-        asked = job.asked
-        if isinstance(asked, explainer_pb2.ExplainRequest):
-            check_explain(asked, self.model)
+        if job.operation == "measure":
+            check_measure(job.request.measure, self.model)
+        elif isinstance(job.asked, explainer_pb2.ExplainRequest):
+            check_explain(job.asked, self.model)
         else:
-            check_detect(asked, self.model)
-        job.image = decode_image(asked.image, self.recipe.input)
+            check_detect(job.asked, self.model)
+        job.image = decode_image(job.encoded, self.recipe.input)
         job.timed("decode", time.perf_counter() - started)
 
     def _sample(self, job: _Job) -> None:
@@ -168,6 +184,12 @@ class Engine:
         if job.reply is None and job.image is not None:
             sums = self._explaining.sample(job.request.sample, job.image, job.patience)
             job.reply = worker_pb2.WorkerReply(sample=sums)
+
+    def _measure(self, job: _Job) -> None:
+        """Measure one map."""
+        if job.reply is None and job.image is not None:
+            taken = self._measuring.answer(job.request.measure, job.image, job.patience)
+            job.reply = worker_pb2.WorkerReply(measure=taken)
 
     def _run_together(self, jobs: Sequence[_Job]) -> None:
         """Share forward passes between requests, then finish each alone."""
@@ -180,29 +202,44 @@ class Engine:
         for positions, batch in batches:
             started = time.perf_counter()
             members = [jobs[position] for position in positions]
-            forward = self.detector.forward(batch, keep=any(job.operation != "detect" for job in members))
+            keep = any(job.operation != "detect" or needs_maps(self._settings(job)) for job in members)
+            forward = self.detector.forward(batch, keep=keep)
             shared = time.perf_counter() - started
             for job in members:
                 job.timed("forward", shared)
             for image, job in enumerate(members):
                 _guard(job, partial(self._finish, forward=forward, image=image))
 
+    def _settings(self, job: _Job) -> PostProcessing:
+        return settings_of(job.asked, self.model)
+
     def _finish(self, job: _Job, forward: Forward, image: int) -> None:
         job.patience.check()
         started = time.perf_counter()
         request = job.asked
-        frame = forward.batch.frames[image]
+        expected, labels = request.select.HasField("expected"), self.detector.labels
         warnings: list[str] = []
-        candidates = self.detector.candidates(forward, image)
-        settings = settings_of(request, self.model)
-        detections = self.detector.postprocess(candidates, frame, settings)
-        detections = select(detections, request.select, self.detector.labels, warnings)
+        found = find(
+            self.detector,
+            forward,
+            image,
+            self._settings(job),
+            explain=expected or request.nms.explain_suppressed,
+            between=job.patience.check,
+        )
+        detections = select(found.detections, request.select, labels, warnings)
         job.timed("postprocess", time.perf_counter() - started)
         job.reply = worker_pb2.WorkerReply()
         answer = _answer(job)
         answer.model, answer.model_version = self.model.name, self.model.version
-        answer.image.width, answer.image.height = frame.width, frame.height
-        answer.detections.extend(messages_of(detections, self.detector.labels))
+        answer.image.width, answer.image.height = found.frame.width, found.frame.height
+        answer.detections.extend(messages_of(detections, labels))
+        if request.nms.explain_suppressed:
+            dropped = suppressed_messages(found, detections, request.select, labels, warnings)
+            answer.suppressed.extend(dropped)
+        if expected:
+            told, detections = why_not(found, detections, request.select, labels)
+            answer.why_not.CopyFrom(told)
         answer.warnings.extend(warnings)
         if isinstance(request, explainer_pb2.ExplainRequest):
             self._explain(job, request, forward, image, detections)
@@ -221,14 +258,40 @@ class Engine:
         question = self._explaining.question(request, job.image, forward, image, detections, job.patience)
         if job.operation == "plan":
             job.reply.plan.MergeFrom(self._explaining.plan(request, question))
+            job.reply.plan.answer.warnings.extend(question.warnings)
             job.timed("explain", time.perf_counter() - started)
             return
         rows = self._explaining.explain(request, question)
+        job.reply.explain.warnings.extend(question.warnings)
         explained = time.perf_counter()
         job.timed("explain", explained - started)
         heat_maps = self._explaining.encode(request, question, rows, job.reply.ByteSize())
-        job.reply.explain.heat_maps.extend(heat_maps)
         job.timed("encode", time.perf_counter() - explained)
+        if request.evaluate:
+            self._evaluate(job, question, rows, heat_maps)
+        answer = job.reply.explain
+        (answer.why_not if answer.HasField("why_not") else answer).heat_maps.extend(heat_maps)
+
+    def _evaluate(
+        self, job: _Job, question: Question, rows: list[list[Map]], heat_maps: list[types_pb2.HeatMap]
+    ) -> None:
+        """Measure the maps of an explanation, as far as that takes no truth."""
+        assert job.image is not None
+        started = time.perf_counter()
+        found = question.detections
+        for heat_map in heat_maps:
+            index = heat_map.detection_index
+            taken = self._measuring.take(
+                rows[index][list(question.targets).index(heat_map.target)],
+                heat_map.target,
+                found.boxes[index].tolist(),
+                int(found.labels[index]),
+                job.image,
+                seed=question.seed,
+                patience=job.patience,
+            )
+            heat_map.faithfulness.update(taken)
+        job.timed("measure", time.perf_counter() - started)
 
 
 def _answer(job: _Job) -> explainer_pb2.DetectResponse | explainer_pb2.ExplainResponse:

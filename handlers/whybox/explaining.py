@@ -8,18 +8,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from whybox.detectors.base import Detections, Forward, WhiteBoxDetector
 from whybox.methods import METHODS
 from whybox.methods.base import Map, Method, ParamValue, Question
-from whybox.methods.sampling import SamplingMethod, SamplingPlan, Task, plan_message, sums_message
+from whybox.methods.sampling import SamplingMethod, Task, plan_message, sums_message
 from whybox.patience import Patience
 from whybox.recipe import MIB, Recipe
+from whybox.selection import settings_of
 from whybox_proto import maps as wire_maps
 from whybox_proto.checks import DEFAULT_ENCODING, DEFAULT_MAX_SIDE, DEFAULT_TARGETS, find_method
 from whybox_proto.errors import ContractError
-from whybox_proto.sums import MAX_CELLS, Chunk, seconds_of
+from whybox_proto.sums import Chunk, seconds_of
 from whybox_proto.v1 import explainer_pb2, types_pb2, worker_pb2
 
 MAX_RESPONSE_BYTES = 60 * 2**20
@@ -64,10 +66,7 @@ class Explaining:
 
     def explain(self, request: explainer_pb2.ExplainRequest, question: Question) -> list[list[Map]]:
         """Make the maps of every detection and target."""
-        method = self._method(request)
-        if isinstance(method, SamplingMethod) and len(question.detections):
-            self._plan(method, question)  # refuses what is too large
-        return method.explain(self._detector, question)
+        return self._method(request).explain(self._detector, question)
 
     def encode(
         self, request: explainer_pb2.ExplainRequest, question: Question, rows: list[list[Map]], size: int
@@ -77,7 +76,7 @@ class Explaining:
         Args:
             request: says the method and the encoding.
             question: says targets and layer.
-            rows: for each detection, a map for each target.
+            rows: for each detection, a map for each target; none for one that the time did not reach.
             size: bytes of the rest of the answer.
 
         Raises:
@@ -87,7 +86,7 @@ class Explaining:
         name = self._method(request).name
         heat_maps = []
         for index, row in enumerate(rows):
-            for target, made in zip(question.targets, row, strict=True):
+            for target, made in zip(question.targets, row, strict=bool(row)):
                 heat_map = _encode(made, encoding)
                 heat_map.detection_index = index
                 heat_map.target, heat_map.method, heat_map.layer = target, name, question.layer
@@ -116,12 +115,23 @@ class Explaining:
         method.check(self._detector, question)
         if not len(question.detections):
             return worker_pb2.Plan(round_samples=1, groups=1)
-        plan = self._plan(method, question)
+        plan = method.checked_plan(self._detector, question)
         message = plan_message(plan, question)
         found = question.detections
         own = {_OWN + name: getattr(found, name) for name in Detections.__dataclass_fields__}
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in {**plan.state, **own}.items()}
+        state = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in {**plan.state, **own}.items()
+        }
         message.state = safetensors.torch.save(state)
+        if message.ByteSize() > MAX_RESPONSE_BYTES:
+            raise ContractError(
+                "response_too_large",
+                "the plan is too large for one answer",
+                field="select.max_detections",
+                expected=f"at most {MAX_RESPONSE_BYTES} bytes: ask for fewer detections",
+                got=f"{message.ByteSize()} bytes",
+            )
         return message
 
     def sample(
@@ -142,7 +152,7 @@ class Explaining:
         except (safetensors.SafetensorError, KeyError, ValueError) as error:
             raise ContractError("invalid_request", f"the plan's state cannot be read: {error}") from error
         found = found.to(self._detector.device)
-        own = {name: value.to(self._detector.device) for name, value in state.items()}
+        own = _State({name: value.to(self._detector.device) for name, value in state.items()})
         task = Task.of(found, own, groups, chunk, **self._asked(asked, picture, patience))
         return sums_message(method.sample(self._detector, task), task, method.name, len(found))
 
@@ -160,32 +170,37 @@ class Explaining:
             "picture": picture,
             "max_side": output.max_side if output.HasField("max_side") else DEFAULT_MAX_SIDE,
             "memory": self._memory,
+            "settings": settings_of(request, self._model),
         }
-
-    def _plan(self, method: SamplingMethod, question: Question) -> SamplingPlan:
-        plan = method.plan(self._detector, question)
-        cells = plan.cells[0] * plan.cells[1] * len(question.detections) * len(question.targets)
-        if cells > MAX_CELLS:
-            raise ContractError(
-                "response_too_large",
-                "the heat maps are too large to be added up",
-                field="output.max_side",
-                expected=f"at most {MAX_CELLS} cells in all maps: ask for a smaller output.max_side, "
-                "for fewer targets or detections",
-                got=f"{cells} cells",
-            )
-        return plan
 
     def _method(self, request: explainer_pb2.ExplainRequest) -> Method:
         return METHODS[find_method(request, self._model).name]
 
 
+class _State(dict[str, Tensor]):
+    """A plan's state; a tensor that it lacks is the request's fault, since whoever sent it made it."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise ContractError("invalid_request", f"the plan's state cannot be read: it lacks {name!r}")
+
+
 def _detections(state: Mapping[str, Tensor]) -> Detections:
-    return Detections(**{name: state[_OWN + name] for name in Detections.__dataclass_fields__})
+    """Read the detections of a plan's state.
+
+    Raises:
+        KeyError: if a part of them is missing.
+        ValueError: if the parts are not of the same detections.
+    """
+    parts = {name: state[_OWN + name] for name in Detections.__dataclass_fields__}
+    if any(part.ndim < 1 or len(part) != len(parts["scores"]) for part in parts.values()):
+        raise ValueError("its tensors do not have a row for each detection")
+    return Detections(**parts)
 
 
 def _encode(made: Map, encoding: str) -> types_pb2.HeatMap:
-    heat_map = types_pb2.HeatMap(region=made.region, signed=made.signed)
+    heat_map = types_pb2.HeatMap(
+        region=made.region, signed=made.signed, samples=made.samples, standard_error=made.standard_error
+    )
     wire_maps.encode(made.values.cpu().numpy(), heat_map, encoding)
     return heat_map
 

@@ -83,9 +83,10 @@ class Recipe:
         labels: the classes' names, background left out.
         background: the head's first class is an unused background.
         score_threshold: of answers, when the request names none; None for the model's own.
-        iou_threshold: of NMS, likewise.
+        nms: for each kind of NMS its numbers, and as ``default`` the kind used when a request names none.
         options: arguments of the architecture.
         methods: for each method, its default layer (``layer``) and parameters.
+        calibration: what ``whybox calibrate`` found for each method, for people.
         input: what pictures are taken.
         workers: how TorchServe runs it.
     """
@@ -100,9 +101,10 @@ class Recipe:
     source: str = ""
     background: bool = False
     score_threshold: float | None = None
-    iou_threshold: float | None = None
+    nms: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
     input: InputLimits = field(default_factory=InputLimits)
     workers: Workers = field(default_factory=Workers)
 
@@ -143,10 +145,9 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def _check_ranges(recipe: Recipe, where: str) -> None:
-    for name in ("score_threshold", "iou_threshold"):
-        value = getattr(recipe, name)
-        if value is not None and not 0 <= value <= 1:
-            raise RecipeError(f"{where}: {name}: expected a number from 0 to 1; got {value:g}")
+    threshold = recipe.score_threshold
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise RecipeError(f"{where}: score_threshold: expected a number from 0 to 1; got {threshold:g}")
     for section in ("input", "workers"):
         for name, value in dataclasses.asdict(getattr(recipe, section)).items():
             least = 0 if name == "max_batch_delay_ms" else 1

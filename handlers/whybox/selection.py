@@ -6,6 +6,7 @@ import torch
 from torchvision.ops import box_iou
 
 from whybox.detectors.base import Detections, PostProcessing
+from whybox.nms import KINDS
 from whybox_proto.checks import DEFAULT_MAX_DETECTIONS, MAX_DETECTIONS
 from whybox_proto.errors import ContractError
 from whybox_proto.v1 import explainer_pb2, types_pb2
@@ -18,11 +19,11 @@ def settings_of(request: Request, model: types_pb2.Model) -> PostProcessing:
     select, nms = request.select, request.nms
     kind = nms.kind or model.default_nms
     described = next(d for d in model.nms if d.kind == kind)
-    chosen = nms.iou_threshold if nms.HasField("iou_threshold") else described.iou_threshold
+    numbers = {name: getattr(nms if nms.HasField(name) else described, name) for name in KINDS[kind]}
     # With a filter on labels the limit applies after it.
-    limit = MAX_DETECTIONS if select.labels else _limit(select)
+    limit = MAX_DETECTIONS if select.labels else limit_of(select)
     threshold = select.score_threshold if select.HasField("score_threshold") else model.score_threshold
-    return PostProcessing(threshold, limit, kind, chosen)
+    return PostProcessing(threshold, limit, kind, **numbers)
 
 
 def select(
@@ -41,7 +42,7 @@ def select(
     """
     if asked.labels:
         wanted = torch.tensor([labels.index(label) for label in asked.labels])
-        found = found[torch.isin(found.labels, wanted.to(found.labels.device))][: _limit(asked)]
+        found = found[torch.isin(found.labels, wanted.to(found.labels.device))][: limit_of(asked)]
     if asked.box and len(found):
         overlap = box_iou(found.boxes, found.boxes.new_tensor([list(asked.box)]))[:, 0]
         best = int(overlap.argmax())
@@ -73,5 +74,6 @@ def messages_of(found: Detections, labels: tuple[str, ...]) -> list[types_pb2.De
     ]
 
 
-def _limit(asked: types_pb2.Select) -> int:
+def limit_of(asked: types_pb2.Select) -> int:
+    """Return the most detections that an answer shall have."""
     return asked.max_detections if asked.HasField("max_detections") else DEFAULT_MAX_DETECTIONS

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from whybox_proto.errors import ContractError, shorten, unknown_name
-from whybox_proto.v1 import explainer_pb2, types_pb2
+from whybox_proto.v1 import explainer_pb2, types_pb2, worker_pb2
 
 DEFAULT_METHOD = "odam"
 DEFAULT_TARGETS = ("class",)
@@ -65,8 +65,194 @@ def check_explain(request: explainer_pb2.ExplainRequest, model: types_pb2.Model)
             )
         _check_budget(request.budget)
     if request.evaluate:
-        raise ContractError("not_implemented", "maps are not evaluated yet", field="evaluate")
+        _check_not_expected(request.select, field="select.expected")
     _check_output(request.output)
+
+
+def check_evaluate(request: explainer_pb2.EvaluateRequest, model: types_pb2.Model) -> None:
+    """Check an evaluate request against the model that shall answer it.
+
+    That the truth is of the picture's size shows where the picture is known; see `check_same_size`.
+
+    Raises:
+        ContractError: with the path of the first field at fault.
+    """
+    check_known(request)
+    try:
+        check_explain(request.explain, model)
+    except ContractError as error:
+        error.field = f"explain.{error.field}" if error.field else "explain"
+        raise
+    _check_not_expected(request.explain.select, field="explain.select.expected")
+    truth = request.truth if request.HasField("truth") else None
+    check_truth(truth, model)
+    check_measures(request.measures, truth, model)
+
+
+def check_measure(request: worker_pb2.MeasureRequest, model: types_pb2.Model) -> None:
+    """Check a measure request, the part of an evaluation that one map takes.
+
+    Raises:
+        ContractError: with the path of the first field at fault.
+    """
+    check_known(request)
+    _check_image(request.image, model)
+    found = request.detection
+    if len(found.box) != 4 or not all(map(math.isfinite, found.box)):  # a detection may be thinner than a box
+        raise ContractError(
+            "invalid_argument",
+            "not the box of a detection",
+            field="detection.box",
+            expected="four finite numbers [x1, y1, x2, y2]",
+            got=shorten([float(f"{v:g}") for v in found.box[:5]]),
+        )
+    if found.label not in model.labels:
+        raise unknown_name("unknown_label", "label", found.label, model.labels, field="detection.label")
+    target = request.heat_map.target
+    head, colon, label = target.partition(":")
+    known = {name for method in model.methods for name in method.targets}
+    if head not in known or (colon and head != "class"):
+        raise unknown_name("unknown_target", "target", target, sorted(known), field="heat_map.target")
+    if colon and label not in model.labels:
+        raise unknown_name("unknown_label", "label", label, model.labels, field="heat_map.target")
+    truth = request.truth if request.HasField("truth") else None
+    check_truth(truth, model)
+    check_measures(request.measures, truth, model)
+
+
+def check_truth(truth: types_pb2.Layout | None, model: types_pb2.Model) -> None:
+    """Check the objects that are really there; None passes.
+
+    Raises:
+        ContractError: with the path of the first field at fault, below ``truth``.
+    """
+    if truth is None:
+        return
+    most = model.input.max_side or math.inf
+    check_range(truth.width, field="truth.width", low=1, high=most)
+    check_range(truth.height, field="truth.height", low=1, high=most)
+    if not 1 <= len(truth.objects) <= MAX_DETECTIONS:
+        raise ContractError(
+            "invalid_argument",
+            "the truth has no objects" if not truth.objects else "the truth has too many objects",
+            field="truth.objects",
+            expected=f"1 to {MAX_DETECTIONS} objects; leave the truth out where none are known",
+            got=f"{len(truth.objects)} objects",
+        )
+    for i, thing in enumerate(truth.objects):
+        field = f"truth.objects[{i}]"
+        if thing.label not in model.labels:
+            raise unknown_name("unknown_label", "label", thing.label, model.labels, field=f"{field}.label")
+        _check_truth_box(thing.box, field=f"{field}.box", size=(truth.width, truth.height))
+        for name in ("mask", "evidence"):
+            if counts := getattr(thing, name):
+                _check_mask(counts, truth, field=f"{field}.{name}")
+
+
+def check_same_size(truth: types_pb2.Layout, width: int, height: int) -> None:
+    """Check that the truth is of the upright picture's size.
+
+    Raises:
+        ContractError: where it is not.
+    """
+    if (truth.width, truth.height) != (width, height):
+        raise ContractError(
+            "invalid_argument",
+            "the truth is not of the picture's size",
+            field="truth",
+            expected=f"width {width} and height {height}, those of the upright picture",
+            got=f"width {truth.width} and height {truth.height}",
+        )
+
+
+def check_measures(names: Sequence[str], truth: types_pb2.Layout | None, model: types_pb2.Model) -> None:
+    """Check that measures exist, and that what they need of the truth is given.
+
+    Raises:
+        ContractError: with the path of the first field at fault.
+    """
+    described = {measure.name: measure for measure in model.measures}
+    for i, name in enumerate(names):
+        field = f"measures[{i}]"
+        if name not in described:
+            raise unknown_name("invalid_argument", "measure", name, described, field=field)
+        if name in names[:i]:
+            raise ContractError(
+                "invalid_argument",
+                "a measure is asked for twice",
+                field=field,
+                expected="each once",
+                got=shorten(name),
+            )
+        needs = described[name].needs
+        if not needs:
+            continue
+        if truth is None:
+            raise ContractError(
+                "invalid_argument",
+                f"{name} needs the objects that are really there",
+                field="truth",
+                expected=f"objects, each with its {needs}",
+                got="no truth",
+            )
+        lacking = [i for i, thing in enumerate(truth.objects) if needs != "box" and not getattr(thing, needs)]
+        # The evidence of others is of no account; their masks are.
+        if len(lacking) == len(truth.objects) or (lacking and needs == "mask"):
+            raise ContractError(
+                "invalid_argument",
+                f"{name} needs each object's {needs}" if needs == "mask" else f"{name} needs {needs}",
+                field=f"truth.objects[{lacking[0]}].{needs}",
+                expected="COCO run-length encoding, compressed counts",
+                got="nothing",
+            )
+
+
+def _check_not_expected(select: types_pb2.Select, *, field: str) -> None:
+    if select.HasField("expected"):
+        raise ContractError(
+            "invalid_argument",
+            "what was missed has no detection whose maps could be measured",
+            field=field,
+            expected="no expected object where maps are measured",
+            got=shorten(select.expected).replace("\n", " "),
+        )
+
+
+def _check_mask(counts: str, truth: types_pb2.Layout, *, field: str) -> None:
+    from whybox_proto import rle  # brings NumPy, which the gateway starts without
+
+    try:
+        rle.runs(counts, truth.height, truth.width)
+    except ValueError as error:
+        raise ContractError(
+            "invalid_argument",
+            f"not a mask of the picture: {error}",
+            field=field,
+            expected=f"COCO run-length encoding, compressed counts, of {truth.width} x {truth.height} pixels",
+            got=shorten(counts),
+        ) from error
+
+
+def _check_given_box(box: Sequence[float], *, field: str) -> None:
+    """Check a box that must be there."""
+    if not len(box):
+        raise ContractError(
+            "invalid_argument", "a box is missing", field=field, expected="[x1, y1, x2, y2]", got="nothing"
+        )
+    check_box(box, field=field)
+
+
+def _check_truth_box(box: Sequence[float], *, field: str, size: tuple[int, int]) -> None:
+    """Check a box that must be there, and lie within a picture of `size` (width, height)."""
+    _check_given_box(box, field=field)
+    if min(box) < 0 or box[2] > size[0] or box[3] > size[1]:
+        raise ContractError(
+            "invalid_argument",
+            "a box passes the picture's border",
+            field=field,
+            expected=f"x from 0 to {size[0]}, y from 0 to {size[1]}",
+            got=shorten([float(f"{v:g}") for v in box]),
+        )
 
 
 def check_known(message: Message, *, path: str = "") -> None:
@@ -139,6 +325,14 @@ def check_range(
     )
 
 
+def check_nms_number(name: str, value: float, *, field: str) -> None:
+    """Check a number of a kind of NMS: a correlation from -1 to 1, a width above 0, else a share of 1."""
+    if name == "sigma":
+        check_range(value, field=field, low=0, open_low=True)
+    else:
+        check_range(value, field=field, low=-1 if name.startswith("corr") else 0, high=1)
+
+
 def check_box(box: Sequence[float], *, field: str) -> None:
     """Check a box [x1, y1, x2, y2]: four finite numbers, x1 < x2 and y1 < y2; empty passes."""
     if not len(box):
@@ -188,9 +382,10 @@ def _check_select(select: types_pb2.Select, model: types_pb2.Model) -> None:
     _check_indices(select.indices)
     check_box(select.box, field="select.box")
     if select.HasField("expected"):
-        raise ContractError(
-            "not_implemented", "missed objects are not explained yet", field="select.expected"
-        )
+        _check_given_box(select.expected.box, field="select.expected.box")
+        label = select.expected.label
+        if label not in model.labels:
+            raise unknown_name("unknown_label", "label", label, model.labels, field="select.expected.label")
 
 
 def _check_indices(indices: Sequence[int]) -> None:
@@ -212,13 +407,7 @@ def _check_nms(nms: types_pb2.Nms, model: types_pb2.Model) -> None:
     check_choice(nms.kind, [described.kind for described in model.nms], field="nms.kind")
     kind = nms.kind or model.default_nms
     described = next(d for d in model.nms if d.kind == kind)
-    for name, low, high, open_low in (
-        ("iou_threshold", 0, 1, False),
-        ("corr_high", -1, 1, False),
-        ("corr_low", -1, 1, False),
-        ("sigma", 0, math.inf, True),
-        ("final_threshold", 0, 1, False),
-    ):
+    for name in ("iou_threshold", "corr_high", "corr_low", "sigma", "final_threshold"):
         if not nms.HasField(name):
             continue
         if not described.HasField(name):
@@ -229,11 +418,7 @@ def _check_nms(nms: types_pb2.Nms, model: types_pb2.Model) -> None:
                 expected=", ".join(f.name for f, _ in described.ListFields() if f.name != "kind") or "none",
                 got=name,
             )
-        check_range(getattr(nms, name), field=f"nms.{name}", low=low, high=high, open_low=open_low)
-    if nms.explain_suppressed:
-        raise ContractError(
-            "not_implemented", "suppressed boxes are not returned yet", field="nms.explain_suppressed"
-        )
+        check_nms_number(name, getattr(nms, name), field=f"nms.{name}")
 
 
 def _check_targets(targets: Sequence[str], method: types_pb2.Method, model: types_pb2.Model) -> None:

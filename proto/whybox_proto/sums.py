@@ -1,8 +1,9 @@
 """Adds up what the chunks of a sampling method found, in the chunks' order, into heat maps.
 
-A plan's samples are cut into rounds, and the maps into groups; one group of one round is a chunk. Chunks are
-worked on anywhere and answered in any order, but added in their own: so the same samples give the same
-map, bit for bit, whoever did the work.
+A plan's samples are cut into rounds, and the detections into groups; one group of one round is a chunk.
+Chunks are worked on anywhere and answered in any order, but those of one group are added in the order of
+their rounds: so the same samples give the same map, bit for bit, whoever did the work. Groups share nothing,
+so when the time is used up within a round, the maps of the groups that were reached keep their last sample.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Chunk:
         index: its place in the order of adding.
         first: position of its first sample.
         count: of its samples.
-        group: of maps.
+        group: of detections; see `members`.
     """
 
     index: int
@@ -49,6 +50,11 @@ def chunks(plan: worker_pb2.Plan) -> Iterator[Chunk]:
         for group in range(plan.groups):
             yield Chunk(index, first, min(plan.round_samples, plan.samples - first), group)
             index += 1
+
+
+def members(detections: int, groups: int, group: int) -> range:
+    """Return the positions of the detections that a group holds; groups cut them in order."""
+    return range(detections * group // groups, detections * (group + 1) // groups)
 
 
 def seconds_of(budget: types_pb2.Budget, remaining: float) -> float:
@@ -71,6 +77,7 @@ class _Total:
     weights: Cells
     squares: Cells
     rounds: NDArray[np.int32]
+    samples: int = 0
 
     @classmethod
     def empty(cls, part: worker_pb2.MapSum) -> _Total:
@@ -78,7 +85,7 @@ class _Total:
         over = shape if part.weights else (1, 1)
         return cls(part.heat_map, np.zeros(shape), np.zeros(over), np.zeros(shape), np.zeros(over, np.int32))
 
-    def add(self, part: worker_pb2.MapSum) -> None:
+    def add(self, part: worker_pb2.MapSum, samples: int) -> None:
         values = np.frombuffer(part.values, "<f4").astype(np.float64).reshape(self.values.shape)
         if part.weights:
             weights = np.frombuffer(part.weights, "<f4").astype(np.float64).reshape(self.weights.shape)
@@ -89,6 +96,7 @@ class _Total:
         self.weights += weights
         self.squares += np.divide(values**2, weights, out=np.zeros_like(values), where=seen)
         self.rounds += seen
+        self.samples += samples
 
     def mean(self) -> NDArray[np.float32]:
         """Values over weights; a cell without weight takes the nearest one that has some."""
@@ -117,44 +125,58 @@ class Totals:
 
     Attributes:
         plan: whose chunks are added.
-        samples: drawn in the rounds that are complete; only these count.
     """
 
     plan: worker_pb2.Plan
-    samples: int = 0
-    _next: int = 0
-    _waiting: dict[int, worker_pb2.Sums] = field(default_factory=dict)
+    _rounds: dict[int, int] = field(default_factory=dict)
+    _waiting: dict[int, tuple[Chunk, worker_pb2.Sums]] = field(default_factory=dict)
     _totals: dict[tuple[int, str], _Total] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> int:
+        """Samples that every map holds at least; 0 until each group has been reached."""
+        return min(map(self.samples_of, range(self.plan.groups)), default=0)
+
+    @property
+    def started(self) -> bool:
+        """Whether there is any map yet."""
+        return bool(self._rounds)
+
+    def samples_of(self, group: int) -> int:
+        """Return the samples that the maps of a group hold."""
+        return min(self._rounds.get(group, 0) * self.plan.round_samples, self.plan.samples)
 
     def add(self, chunk: Chunk, sums: worker_pb2.Sums) -> bool:
         """Take a chunk's sums, in any order.
 
         Returns:
-            Whether a round has become complete by it, and the maps have changed.
+            Whether maps have changed: not while an earlier chunk of the same group is missing.
         """
-        self._waiting[chunk.index] = sums
-        before = self.samples
-        groups = self.plan.groups
-        while all(self._next + group in self._waiting for group in range(groups)):
-            for index in range(self._next, self._next + groups):
-                for part in self._waiting.pop(index).sums:
-                    self._add(part)
-            self._next += groups
-            self.samples = min(self.samples + self.plan.round_samples, self.plan.samples)
-        return self.samples > before
-
-    def _add(self, part: worker_pb2.MapSum) -> None:
-        key = part.heat_map.detection_index, part.heat_map.target
-        if key not in self._totals:
-            self._totals[key] = _Total.empty(part)
-        self._totals[key].add(part)
+        self._waiting[chunk.index] = chunk, sums
+        group, changed = chunk.group, False
+        while (index := self._rounds.get(group, 0) * self.plan.groups + group) in self._waiting:
+            next_chunk, next_sums = self._waiting.pop(index)
+            for part in next_sums.sums:
+                key = part.heat_map.detection_index, part.heat_map.target
+                if key not in self._totals:
+                    self._totals[key] = _Total.empty(part)
+                self._totals[key].add(part, next_chunk.count)
+            self._rounds[group] = self._rounds.get(group, 0) + 1
+            changed = True
+        return changed
 
     def values(self, detection: int, target: str) -> NDArray[np.float32]:
-        """Return one map so far: float32 (h, w)."""
+        """Return one map so far: float32 (h, w).
+
+        Raises:
+            KeyError: if its group has not been reached yet.
+        """
         return self._totals[detection, target].mean()
 
     def heat_maps(self, targets: Sequence[str], encoding: str) -> list[types_pb2.HeatMap]:
         """Write the maps so far, by detection and then in the order of the targets.
+
+        Maps of a group that has not been reached are left out; `warnings` says so.
 
         Args:
             targets: as asked for.
@@ -166,20 +188,78 @@ class Totals:
             heat_map = types_pb2.HeatMap()
             heat_map.CopyFrom(total.header)
             maps.encode(total.mean(), heat_map, encoding)
-            heat_map.samples = self.samples
+            heat_map.samples = total.samples
             if (error := total.standard_error()) is not None:
                 heat_map.standard_error = error
             made.append(heat_map)
         return made
 
+    def warnings(self, detections: int) -> list[str]:
+        """Say what a reader of the maps must know: samples that were not drawn, maps that hold none.
+
+        Args:
+            detections: of the answer.
+        """
+        said = []
+        groups = self.plan.groups
+        drawn = [self.samples_of(group) for group in range(groups)] if detections else []
+        reached = [samples for samples in drawn if samples]
+        if drawn and min(drawn) < self.plan.samples:
+            least, most = min(reached, default=0), max(drawn)
+            number = f"{least}" if least == most else f"{least} to {most}"
+            said.append(f"the time was used up after {number} of {self.plan.samples} samples")
+        left = [i for g, n in enumerate(drawn) if not n for i in members(detections, groups, g)]
+        if left:
+            said.append(f"the time was used up before {_detections(left)} could be explained")
+        empty = sorted({key[0] for key, total in self._totals.items() if not (total.weights > 0).any()})
+        if empty:
+            said.append(f"no sample counted for {_detections(empty)}: maps of zeros")
+        return said
+
+
+def _detections(positions: Sequence[int]) -> str:
+    """Name detections, neighbours together."""
+    runs: list[list[int]] = []
+    for position in positions:
+        if runs and runs[-1][-1] == position - 1:
+            runs[-1] = [runs[-1][0], position]
+        else:
+            runs.append([position])
+    named = ", ".join(" to ".join(map(str, run)) for run in runs)
+    return f"detection{'s' if len(positions) > 1 else ''} {named}"
+
 
 def _filled(values: Cells, seen: NDArray[np.bool_]) -> Cells:
-    """Give each cell that was not seen the value of the nearest one that was (ties: the first by rows)."""
+    """Give each cell that was not seen the value of the nearest one that was (ties: the first by rows).
+
+    The nearest one of each column is found first; then the columns are looked at by their distance, until no
+    cell can find a nearer one.
+    """
     if seen.all() or not seen.any():
         return values
-    rows, columns = np.nonzero(seen)
+    height, width = seen.shape
+    cells, far = height * width, 2**62
+    rows, columns = np.arange(height)[:, None], np.arange(width)
+
+    def keys(source: NDArray[np.int64]) -> NDArray[np.int64]:
+        # Squared distance first, then the source's place by rows: the least key is the nearest, ties settled.
+        return np.where(source < 0, far, (rows - source) ** 2 * cells + source * width + columns)
+
+    above = np.maximum.accumulate(np.where(seen, rows, -1), 0)
+    below = height - 1 - np.maximum.accumulate(np.where(seen, height - 1 - rows, -1)[::-1], 0)[::-1]
+    nearest = np.minimum(keys(above), keys(np.where(below < height, below, -1)))
+    missing = np.nonzero(~seen)
+    best = nearest[missing]
+    open_ = np.arange(len(best))
+    for step in range(1, width):
+        open_ = open_[best[open_] >= step**2 * cells]
+        if not len(open_):
+            break
+        row, column = missing[0][open_], missing[1][open_]
+        for side in (column - step, column + step):
+            inside = (side >= 0) & (side < width)
+            found = nearest[row[inside], side[inside]] + step**2 * cells
+            best[open_[inside]] = np.minimum(best[open_[inside]], found)
     filled = values.copy()
-    for row, column in zip(*np.nonzero(~seen), strict=True):
-        nearest = np.argmin((rows - row) ** 2 + (columns - column) ** 2)
-        filled[row, column] = values[rows[nearest], columns[nearest]]
+    filled[missing] = values.ravel()[best % cells]
     return filled

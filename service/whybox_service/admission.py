@@ -61,19 +61,24 @@ class Lane:
         if self._running >= self._slots and len(self._waiting) >= self._max_waiting:
             raise self._full()
 
-    async def enter(self, deadline: Deadline) -> None:
+    async def enter(self, deadline: Deadline, *, admitted: bool = False) -> None:
         """Take a slot, or wait for one in turn; who got one must `leave`.
+
+        Args:
+            deadline: until when to wait.
+            admitted: it is a further part of a request that was let in, and is not refused.
 
         Raises:
             ContractError: `overloaded` at once where too many wait, or where the turn would come after the
                 deadline; `deadline_exceeded`.
         """
-        self.check()
+        if not admitted:
+            self.check()
         if self._running < self._slots and not self._waiting:
             self._running += 1
             self._changed()
             return
-        if self._expected_wait() > deadline.remaining():
+        if not admitted and self._expected_wait() > deadline.remaining():
             raise self._full("would not be answered before the request's deadline")
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)

@@ -56,6 +56,7 @@ class Served:
         workers: id, process id and status of each worker; a restarted one keeps its id.
         queue_remaining: requests that the model's queue still takes.
         batch_size: most requests that share a forward pass.
+        batch_delay: seconds for which the first request of a batch waits for others.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Served:
     workers: tuple[tuple[str, int, str], ...]
     queue_remaining: int
     batch_size: int = 1
+    batch_delay: float = 0.0
 
     @property
     def ready(self) -> bool:
@@ -234,6 +236,7 @@ class Backend:
                 ),
                 queue_remaining=int(entry["jobQueueStatus"]["remainingCapacity"]),
                 batch_size=max(1, int(entry["batchSize"])),
+                batch_delay=max(0.0, float(entry.get("maxBatchDelay", 0)) / 1e3),
             )
             for entry in described
         ]

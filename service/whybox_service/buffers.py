@@ -1,4 +1,4 @@
-"""The memory that requests' bodies may take, all of them together."""
+"""Memory that all requests share: what their bodies take, or what is added up for them."""
 
 from __future__ import annotations
 
@@ -26,18 +26,20 @@ class Room:
 
 
 class Buffers:
-    """Counts the bytes of all bodies in hand.
+    """Counts the bytes that requests in hand take for one purpose.
 
     Args:
         limit: most bytes.
+        what: the purpose, in the words of the error.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, what: str = "bodies") -> None:
         self._free = limit
+        self._what = what
 
     @contextmanager
     def room(self) -> Iterator[Room]:
-        """Hold what a request's body takes until the request has been answered."""
+        """Hold what a request takes until it has been answered."""
         room = Room(self)
         try:
             yield room
@@ -47,5 +49,7 @@ class Buffers:
     def take(self, size: int) -> None:
         """Take some of the shared memory; for `Room`."""
         if size > self._free:
-            raise ContractError("overloaded", "the bodies in hand take all the memory that is meant for them")
+            raise ContractError(
+                "overloaded", f"the {self._what} in hand take all the memory that is meant for them"
+            )
         self._free -= size

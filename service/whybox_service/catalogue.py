@@ -157,8 +157,22 @@ class Catalogue:
 
     def slots(self, model: str, version: str) -> int:
         """Return how many requests the ready workers of a model take at one time, shared batches included."""
-        served = self._served.get((model, version)) or self._served.get((model, ""))
+        served = self._seen(model, version)
         return 0 if served is None else served.batch_size * max(1, served.ready_workers)
+
+    def ready_workers(self, model: str, version: str) -> int:
+        """Return how many workers of a model could work at one time at the last look; at least 1."""
+        served = self._seen(model, version)
+        return 1 if served is None else max(1, served.ready_workers)
+
+    def batch_delay(self, model: str, version: str) -> float:
+        """Return the seconds within which two requests may land in one batch; 0 where batches hold one."""
+        served = self._seen(model, version)
+        return 0.0 if served is None or served.batch_size == 1 else served.batch_delay
+
+    def _seen(self, model: str, version: str) -> Served | None:
+        """Return what the last look saw of a version of a model, or of its default one."""
+        return self._served.get((model, version)) or self._served.get((model, ""))
 
     async def recovered(self, model: types_pb2.Model, deadline: Deadline, seconds: float) -> bool:
         """Wait for a model whose worker was lost; return whether it can answer again within that time."""
@@ -169,7 +183,7 @@ class Catalogue:
             if time.monotonic() >= until:
                 return False
             await self.look(deadline)
-            served = self._served.get((model.name, model.version)) or self._served.get((model.name, ""))
+            served = self._seen(model.name, model.version)
             if not self._problem and served is not None and served.ready:
                 return True
 
@@ -228,7 +242,7 @@ class Catalogue:
         if not error.row.retryable or error.type == "deadline_exceeded":
             return error
         self._suspicion.set()
-        served = self._served.get((model.name, model.version)) or self._served.get((model.name, ""))
+        served = self._seen(model.name, model.version)
         if error.type == "overloaded" and (served is None or not served.ready):
             return ContractError("backend_unavailable", f"{model.name}: {self._unready(served)}")
         return error

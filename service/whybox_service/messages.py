@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from google.protobuf.message import DecodeError, Message
 
 from whybox_proto.errors import ContractError
@@ -9,8 +11,23 @@ from whybox_proto.errors import ContractError
 MAX_BYTES_BESIDE = 1 << 20
 """Of all fields but the picture. Two bytes may be a message, which takes twenty times as much when read."""
 
-_IMAGE = "image"
+_IMAGE, _EXPLAIN = "image", "explain"
 _VARINT, _EIGHT, _LENGTH, _FOUR = 0, 1, 2, 5
+
+
+def subject(message: Any) -> Any:
+    """Return the part of a request that names model and picture: all of it, or its `explain`."""
+    return message.explain if _EXPLAIN in message.DESCRIPTOR.fields_by_name else message
+
+
+def path_in(descriptor: Any, name: str) -> str:
+    """Return the path of a field of a request's `subject`."""
+    return f"{_EXPLAIN}.{name}" if _EXPLAIN in descriptor.fields_by_name else name
+
+
+def model_of(message: Any) -> str:
+    """Return the name of the model that a request is about; empty where it is about none."""
+    return getattr(subject(message), "model", "")
 
 
 def parse(body: bytes, message: Message) -> None:
@@ -21,8 +38,7 @@ def parse(body: bytes, message: Message) -> None:
             than `MAX_BYTES_BESIDE` beside the picture.
     """
     if len(body) > MAX_BYTES_BESIDE:
-        image = message.DESCRIPTOR.fields_by_name.get(_IMAGE)
-        _check_beside(body, 0 if image is None else image.number)
+        _check_beside(body, message.DESCRIPTOR)
     try:
         message.ParseFromString(body)
     except DecodeError:
@@ -34,32 +50,42 @@ def parse(body: bytes, message: Message) -> None:
         ) from None
 
 
-def _check_beside(body: bytes, image: int) -> None:
-    """Add up the fields but the picture's, without reading them; what is malformed ends the sum."""
+def _check_beside(body: bytes, descriptor: Any) -> None:
+    """Refuse a message whose fields but the picture's take too much, without reading them."""
+    if _beside(memoryview(body), descriptor) > MAX_BYTES_BESIDE:
+        raise ContractError(
+            "request_too_large",
+            "there is too much beside the picture",
+            expected=f"at most {MAX_BYTES_BESIDE} bytes in all fields but the picture",
+            got=f"more than {MAX_BYTES_BESIDE} bytes",
+        )
+
+
+def _beside(body: memoryview, descriptor: Any) -> int:
+    """Add up the fields but the picture's; what is malformed, or already too much, ends the sum."""
     beside = position = 0
-    while position < len(body):
+    while position < len(body) and beside <= MAX_BYTES_BESIDE:
         start = position
         tag, position = _varint(body, position)
         kind = tag & 7
+        inside: memoryview | None = None
         if kind == _VARINT:
             _, position = _varint(body, position)
         elif kind == _LENGTH:
             length, position = _varint(body, position)
+            inside = body[position : position + length]
             position += length
         else:
             position += {_EIGHT: 8, _FOUR: 4}.get(kind, 0)
-        if tag >> 3 != image or kind != _LENGTH:
+        field = descriptor.fields_by_number.get(tag >> 3)
+        if inside is not None and field is not None and field.name == _EXPLAIN:
+            beside += _beside(inside, field.message_type)
+        elif inside is None or field is None or field.name != _IMAGE:
             beside += min(position, len(body)) - start
-            if beside > MAX_BYTES_BESIDE:
-                raise ContractError(
-                    "request_too_large",
-                    "there is too much beside the picture",
-                    expected=f"at most {MAX_BYTES_BESIDE} bytes in all fields but the picture",
-                    got=f"more than {MAX_BYTES_BESIDE} bytes",
-                )
+    return beside
 
 
-def _varint(body: bytes, position: int) -> tuple[int, int]:
+def _varint(body: memoryview, position: int) -> tuple[int, int]:
     """Read a number of at most ten bytes; return it, and where it ends."""
     number = shift = 0
     for byte in body[position : position + 10]:

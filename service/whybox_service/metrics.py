@@ -40,7 +40,7 @@ REASONS = frozenset({"concurrency", "queue_full", "stalled", "unauthenticated", 
 STAGES = frozenset(
     {
         *("queue", "decode", "preprocess", "forward", "postprocess", "explain", "encode"),
-        *("backend", "enlarge", "overlay", "serialize"),
+        *("backend", "sample", "measure", "enlarge", "overlay", "serialize"),
     }
 )
 # What TorchServe 0.12 calls a worker, in lower case.

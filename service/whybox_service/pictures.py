@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableSequence
+
 from whybox_proto.errors import ContractError
-from whybox_proto.v1 import explainer_pb2
+from whybox_proto.v1 import explainer_pb2, types_pb2
 from whybox_service.calls import Deadline
 
 ASK_FOR_LESS = "ask for output.size=feature, fewer targets, or a smaller select.max_detections"
@@ -14,9 +16,29 @@ MAX_OVERLAY_BYTES = 60 * 2**20
 BYTES_PER_CELL = {"u8": 1, "f32": 4}
 
 
-def check_enlarged_size(answer: explainer_pb2.ExplainResponse, encoding: str, limit: int) -> None:
-    """Refuse to enlarge what would pass the limit, before any work goes into it."""
-    cells = len(answer.heat_maps) * answer.image.width * answer.image.height
+def heat_maps_of(answer: explainer_pb2.ExplainResponse) -> MutableSequence[types_pb2.HeatMap]:
+    """Return an answer's heat maps: those of what was missed, where that was asked for."""
+    maps: MutableSequence[types_pb2.HeatMap] = (
+        answer.why_not.heat_maps if answer.HasField("why_not") else answer.heat_maps
+    )
+    return maps
+
+
+def detection_of(answer: explainer_pb2.ExplainResponse, heat_map: types_pb2.HeatMap) -> types_pb2.Detection:
+    """Return the detection, or the missed candidate, that one of an answer's maps explains."""
+    if answer.HasField("why_not"):
+        return answer.why_not.candidate
+    return next(d for d in answer.detections if d.index == heat_map.detection_index)
+
+
+def check_cells(cells: int, encoding: str, limit: int) -> None:
+    """Refuse maps that would pass the limit, before work goes into them.
+
+    Args:
+        cells: of all maps together.
+        encoding: that they will be written in; how long a ``png`` gets shows when it is there.
+        limit: most bytes.
+    """
     _check_size(cells * BYTES_PER_CELL.get(encoding, 0), limit)
 
 
@@ -35,7 +57,7 @@ def enlarge_maps(
 
     size = answer.image
     total = 0
-    for heat_map in answer.heat_maps:
+    for heat_map in heat_maps_of(answer):
         deadline.check()
         x1, y1, x2, y2 = heat_map.region
         values = maps.enlarge(maps.decode(heat_map), (x1, y1, x2, y2), size.width, size.height)
@@ -43,6 +65,15 @@ def enlarge_maps(
         heat_map.region[:] = (0.0, 0.0, size.width, size.height)
         total += len(heat_map.data)
         _check_size(total, limit)
+
+
+def write_maps(answer: explainer_pb2.ExplainResponse, encoding: str, deadline: Deadline) -> None:
+    """Write each map of an answer in another encoding, in place."""
+    from whybox_proto import maps
+
+    for heat_map in heat_maps_of(answer):
+        deadline.check()
+        maps.encode(maps.decode(heat_map), heat_map, encoding)
 
 
 def draw_overlay(
@@ -68,11 +99,11 @@ def draw_overlay(
     width, height = answer.image.width, answer.image.height
     if width * height > MAX_OVERLAY_PIXELS:
         raise _too_large("Accept", f"at most {MAX_OVERLAY_PIXELS} pixels", f"{width}x{height}", ASK_FOR_MAPS)
-    (heat_map,) = answer.heat_maps
+    (heat_map,) = heat_maps_of(answer)
     picture = Image.fromarray(images.decode(image, _Exactly(width, height)))
     x1, y1, x2, y2 = heat_map.region
     values = maps.enlarge(maps.decode(heat_map), (x1, y1, x2, y2), picture.width, picture.height)
-    box = next(d.box for d in answer.detections if d.index == heat_map.detection_index)
+    box = detection_of(answer, heat_map).box
     buffer = io.BytesIO()
     overlay(picture, values, box=list(box), signed=heat_map.signed).save(buffer, format="PNG")
     if buffer.tell() > limit:

@@ -54,6 +54,11 @@ class Settings(BaseSettings):
     max_buffered_bytes: int = Field(
         default=512 * MEBIBYTE, gt=0, description="Bytes of all requests' bodies in hand at one time."
     )
+    max_sums_bytes: int = Field(
+        default=1024 * MEBIBYTE,
+        gt=0,
+        description="Bytes that adding up the samples of all explanations in hand may take at one time.",
+    )
     header_seconds: float = Field(
         default=10.0, gt=0, description="Seconds that a client has for the headers of a REST request."
     )

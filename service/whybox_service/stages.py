@@ -14,6 +14,9 @@ STAGED = (explainer_pb2.DetectResponse, explainer_pb2.ExplainResponse)
 
 T = TypeVar("T")
 
+EXPLANATION = "explanation"
+"""The field of an evaluation's answer that holds the explanation, which has the stages."""
+
 
 def timed(write: Callable[[Message], T], answer: Message) -> tuple[T, types_pb2.Stage]:
     """Write an answer with `write`, and return what it wrote and the stage ``serialize``."""
@@ -24,19 +27,30 @@ def timed(write: Callable[[Message], T], answer: Message) -> tuple[T, types_pb2.
 
 def serialize(answer: Message) -> tuple[bytes, list[types_pb2.Stage]]:
     """Write an answer in binary, once; return it with its stages, where it has any."""
-    if not isinstance(answer, STAGED):
+    if (staged := _staged(answer)) is None:
         return answer.SerializeToString(), []
     body, stage = timed(lambda message: message.SerializeToString(), answer)
     # A message that follows another is merged into it: one more entry of a repeated field.
-    return body + type(answer)(stages=[stage]).SerializeToString(), [*answer.stages, stage]
+    more = type(answer)()
+    more_staged = _staged(more)
+    assert more_staged is not None
+    more_staged.stages.append(stage)
+    return body + more.SerializeToString(), [*staged.stages, stage]
 
 
 def tree(
     answer: Message, write: Callable[[Message], dict[str, Any]]
 ) -> tuple[dict[str, Any], list[types_pb2.Stage]]:
     """Write an answer as the tree that `write` makes of it; return it with its stages, where it has any."""
-    if not isinstance(answer, STAGED):
+    if (staged := _staged(answer)) is None:
         return write(answer), []
     written, stage = timed(write, answer)
-    written["stages"].append(write(stage))
-    return written, [*answer.stages, stage]
+    (written if staged is answer else written[EXPLANATION])["stages"].append(write(stage))
+    return written, [*staged.stages, stage]
+
+
+def _staged(answer: Message) -> explainer_pb2.DetectResponse | explainer_pb2.ExplainResponse | None:
+    """Return the part of an answer that tells the stages; None where it has none."""
+    if isinstance(answer, explainer_pb2.EvaluateResponse):
+        return answer.explanation
+    return answer if isinstance(answer, STAGED) else None

@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from whybox_client.client import AsyncClient, Client
     from whybox_client.errors import RequestError, ServiceError, WhyboxError
+    from whybox_client.evaluations import Evaluation, Evaluations
     from whybox_client.folders import image_files
-    from whybox_client.models import InputLimits, Layer, Method, Model, Nms, Parameter
+    from whybox_client.models import InputLimits, Layer, Measure, Method, Model, Nms, Parameter
     from whybox_client.results import Detection, DetectionMaps, Detections, Explanation, HeatMap, Stage
+    from whybox_client.truth import GroundTruth
+    from whybox_client.why_not import SuppressedDetection, WhyNot
 
 __all__ = [
     "AsyncClient",
@@ -28,10 +31,14 @@ __all__ = [
     "Detection",
     "DetectionMaps",
     "Detections",
+    "Evaluation",
+    "Evaluations",
     "Explanation",
+    "GroundTruth",
     "HeatMap",
     "InputLimits",
     "Layer",
+    "Measure",
     "Method",
     "Model",
     "Nms",
@@ -39,6 +46,8 @@ __all__ = [
     "RequestError",
     "ServiceError",
     "Stage",
+    "SuppressedDetection",
+    "WhyNot",
     "WhyboxError",
     "image_files",
 ]
@@ -46,9 +55,12 @@ __all__ = [
 _MODULES = {
     "client": ("AsyncClient", "Client"),
     "errors": ("RequestError", "ServiceError", "WhyboxError"),
+    "evaluations": ("Evaluation", "Evaluations"),
     "folders": ("image_files",),
-    "models": ("InputLimits", "Layer", "Method", "Model", "Nms", "Parameter"),
+    "models": ("InputLimits", "Layer", "Measure", "Method", "Model", "Nms", "Parameter"),
     "results": ("Detection", "DetectionMaps", "Detections", "Explanation", "HeatMap", "Stage"),
+    "truth": ("GroundTruth",),
+    "why_not": ("SuppressedDetection", "WhyNot"),
 }
 _HOMES = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
 

@@ -17,20 +17,18 @@ from collections.abc import (
     Generator,
     Iterable,
     Iterator,
-    Mapping,
     Sequence,
 )
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Generic, Literal, Protocol, TypeAlias, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, Unpack, overload
 
 from whybox_client import defaults, flows
 from whybox_client.errors import WhyboxError
 from whybox_client.folders import image_files
-from whybox_client.images import ImageFormat, ImageLike
-from whybox_client.models import Nms, ParameterValue
-from whybox_client.requests import Integers, Strings
+from whybox_client.images import ImageLike
 from whybox_client.results import Detections, Explanation
+from whybox_client.settings import DetectSettings, ExplainSettings
 from whybox_client.transports.lines import Line
 from whybox_client.wire import Flow
 
@@ -43,34 +41,6 @@ ImageError: TypeAlias = WhyboxError | OSError | ValueError | TypeError
 OnError: TypeAlias = Literal["raise", "return"]
 
 _IMAGE_ERRORS = (WhyboxError, OSError, ValueError, TypeError)
-
-
-class DetectSettings(TypedDict, total=False):
-    """The arguments of `detect`, but for model, image and request id."""
-
-    score_threshold: float | None
-    max_detections: int | None
-    labels: Strings
-    indices: Integers
-    box: Sequence[float] | None
-    nms: str | Nms | None
-    model_version: str
-    image_format: ImageFormat
-    timeout: float | None
-    retries: int | None
-
-
-class ExplainSettings(DetectSettings, total=False):
-    """The arguments of `explain`, but for model, image and request id."""
-
-    method: str | None
-    targets: Strings
-    layer: str | None
-    params: Mapping[str, ParameterValue] | None
-    seed: int
-    output_size: str | None
-    encoding: str | None
-    max_side: int | None
 
 
 class Batches(ABC):

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterator
+from contextlib import aclosing, closing, contextmanager
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeAlias, TypeVar
 
 from whybox_client import defaults, flows, retrying, transports
 from whybox_client.batches import AsyncBatches, Batches
-from whybox_client.errors import WhyboxError
+from whybox_client.errors import ConnectionFailedError, WhyboxError
 from whybox_client.retrying import Send, Wait
 from whybox_client.transports.credentials import Credentials, FilePath
 from whybox_client.transports.lines import HungUpError, Line
-from whybox_client.wire import Flow, Reply
+from whybox_client.wire import Call, Flow, Reply, Streaming
 
 P = ParamSpec("P")
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
+
+_Sender: TypeAlias = Callable[[Call, float, Line], Reply]
+_AsyncSender: TypeAlias = Callable[[Call, float], Awaitable[Reply]]
 
 
 def _blocking(flow: Callable[P, Flow[T]]) -> Callable[Concatenate[Client, P], T]:
@@ -35,17 +39,44 @@ def _awaited(flow: Callable[P, Flow[T]]) -> Callable[Concatenate[AsyncClient, P]
     return _introduce(method, flow)
 
 
+def _iterated(
+    flow: Callable[P, Streaming[T]],
+) -> Callable[Concatenate[Client, P], Generator[T, None, None]]:
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Generator[T, None, None]:
+        return self._stream(flow(*args, **kwargs))
+
+    return _introduce(method, flow)
+
+
+def _awaited_one_by_one(
+    flow: Callable[P, Streaming[T]],
+) -> Callable[Concatenate[AsyncClient, P], AsyncGenerator[T, None]]:
+    def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[T, None]:
+        return self._stream(flow(*args, **kwargs))
+
+    return _introduce(method, flow)
+
+
 def _introduce(method: F, flow: Callable[..., Any]) -> F:
     """Give a method the name, docstring and signature of its flow, so that `help` tells the truth."""
     signature = inspect.signature(flow)
     method.__name__ = flow.__name__
     method.__doc__ = flow.__doc__
-    result = str(signature.return_annotation).removeprefix("Flow[").removesuffix("]")
+    result = str(signature.return_annotation).replace("Streaming[", "Iterator[")
+    if result.startswith("Flow["):
+        result = result.removeprefix("Flow[").removesuffix("]")
     myself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     method.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[myself, *signature.parameters.values()], return_annotation=result
     )
     return method
+
+
+def _answered(reply: Reply | None, call: Call) -> Reply:
+    """Return a reply of a stream, which does not end before its result."""
+    if reply is None:
+        raise ConnectionFailedError("the stream ended before its result", request_id=call.request_id)
+    return reply
 
 
 class _Common:
@@ -58,6 +89,18 @@ class _Common:
 
     def _steps(self, flow: Flow[T]) -> retrying.Steps[T]:
         return retrying.persist(flow, self.timeout, self.retries, self._backoff)
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """Say of a call that fails because the client is closed that this is why."""
+        if self._closed:
+            raise RuntimeError("the client is closed")
+        try:
+            yield
+        except (HungUpError, WhyboxError):
+            if self._closed:
+                raise RuntimeError("the client was closed during the call") from None
+            raise
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r}, timeout={self.timeout:g})"
@@ -99,16 +142,18 @@ class Client(_Common, Batches):
     model = _blocking(flows.model)
     detect = _blocking(flows.detect)
     explain = _blocking(flows.explain)
+    explain_stream = _iterated(flows.explain_stream)
+    evaluate = _blocking(flows.evaluate)
     ready = _blocking(flows.ready)
 
-    def _run(self, flow: Flow[T], line: Line) -> T:
+    def _run(self, flow: Flow[T], line: Line, send: _Sender | None = None) -> T:
         """Take a flow's steps, one after the other; whoever has the line can end that."""
         steps = self._steps(flow)
         try:
             step = next(steps)
             while True:
                 try:
-                    reply = self._take(step, line)
+                    reply = self._take(step, line, send or self._transport.send)
                 except WhyboxError as error:
                     step = steps.throw(error)
                 else:
@@ -117,18 +162,33 @@ class Client(_Common, Batches):
             result: T = end.value
             return result
 
-    def _take(self, step: Send | Wait, line: Line) -> Reply | None:
+    def _take(self, step: Send | Wait, line: Line, send: _Sender) -> Reply | None:
         if isinstance(step, Wait):
             line.pause(step.seconds)
             return None
-        if self._closed:
-            raise RuntimeError("the client is closed")
-        try:
-            return self._transport.send(step.call, step.seconds, line)
-        except (HungUpError, WhyboxError):
-            if self._closed:
-                raise RuntimeError("the client was closed during the call") from None
-            raise
+        with self._open():
+            return send(step.call, step.seconds, line)
+
+    def _stream(self, streaming: Streaming[T]) -> Generator[T, None, None]:
+        """Yield the results of a call as its replies come."""
+        line = Line()
+        opened: list[Generator[Reply, None, None]] = []
+
+        def first(call: Call, seconds: float, line: Line) -> Reply:
+            replies = self._transport.stream(call, seconds, line)
+            reply = next(replies, None)
+            opened.append(replies)
+            return _answered(reply, call)
+
+        reply = self._run(flows.once(streaming.call), line, first)
+        with closing(opened[-1]) as replies:
+            while True:
+                result = streaming.read(reply)
+                yield result
+                if streaming.complete(result):
+                    return
+                with self._open():
+                    reply = _answered(next(replies, None), streaming.call)
 
     def close(self) -> None:
         """Close the connections; calls that other threads wait for end with a `RuntimeError`."""
@@ -183,16 +243,18 @@ class AsyncClient(_Common, AsyncBatches):
     model = _awaited(flows.model)
     detect = _awaited(flows.detect)
     explain = _awaited(flows.explain)
+    explain_stream = _awaited_one_by_one(flows.explain_stream)
+    evaluate = _awaited(flows.evaluate)
     ready = _awaited(flows.ready)
 
-    async def _run(self, flow: Flow[T]) -> T:
+    async def _run(self, flow: Flow[T], send: _AsyncSender | None = None) -> T:
         """Take a flow's steps, one after the other."""
         steps = self._steps(flow)
         try:
             step = next(steps)
             while True:
                 try:
-                    reply = await self._take(step)
+                    reply = await self._take(step, send or self._transport.send)
                 except WhyboxError as error:
                     step = steps.throw(error)
                 else:
@@ -201,18 +263,32 @@ class AsyncClient(_Common, AsyncBatches):
             result: T = end.value
             return result
 
-    async def _take(self, step: Send | Wait) -> Reply | None:
+    async def _take(self, step: Send | Wait, send: _AsyncSender) -> Reply | None:
         if isinstance(step, Wait):
             await asyncio.sleep(step.seconds)
             return None
-        if self._closed:
-            raise RuntimeError("the client is closed")
-        try:
-            return await self._transport.send(step.call, step.seconds)
-        except WhyboxError:
-            if self._closed:
-                raise RuntimeError("the client was closed during the call") from None
-            raise
+        with self._open():
+            return await send(step.call, step.seconds)
+
+    async def _stream(self, streaming: Streaming[T]) -> AsyncGenerator[T, None]:
+        """Yield the results of a call as its replies come."""
+        opened: list[AsyncGenerator[Reply, None]] = []
+
+        async def first(call: Call, seconds: float) -> Reply:
+            replies = self._transport.stream(call, seconds)
+            reply = await anext(replies, None)
+            opened.append(replies)
+            return _answered(reply, call)
+
+        reply = await self._run(flows.once(streaming.call), first)
+        async with aclosing(opened[-1]) as replies:
+            while True:
+                result = streaming.read(reply)
+                yield result
+                if streaming.complete(result):
+                    return
+                with self._open():
+                    reply = _answered(await anext(replies, None), streaming.call)
 
     async def aclose(self) -> None:
         """Close the connections; calls that are awaited meanwhile end with a `RuntimeError`."""

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from whybox_client import defaults, pictures, views
 from whybox_client.results import Detection, DetectionMaps, Detections, Explanation, HeatMap
+from whybox_client.why_not import WhyNot
 from whybox_proto import maps
 
 if TYPE_CHECKING:
     from whybox_client.results import Box
 
+_GREY, _WHITE = (150, 150, 150), (255, 255, 255)
+
 
 def boxes(detections: Detections) -> Image.Image:
-    """Draw every detection with label and score on the image, (H, W)."""
-    return pictures.draw_boxes(detections.image, [_labelled(d, d.box) for d in detections])
+    """Draw every detection with label and score on the image, (H, W); what was suppressed, dashed."""
+    suppressed = [pictures.Labelled(s.box, "", _GREY, dashed=True) for s in detections.suppressed]
+    return pictures.draw_boxes(detections.image, [*(_labelled(d, d.box) for d in detections), *suppressed])
 
 
 def overlay(heat_map: HeatMap, *, opacity: float = defaults.OPACITY) -> Image.Image:
@@ -37,24 +42,55 @@ def explanation(answer: Explanation, *, rows: int | None = None) -> Image.Image:
     The maps of a small object zoom in on it, and their titles say how far. Tiles are drawn at their own
     size, so the cost does not follow the image's.
     """
+    if answer.why_not is not None:
+        return why_not(answer.why_not)
     whole = pictures.fit(answer.detections.image)
     shown = list(answer)[:rows]
     left_out = len(answer) - len(shown)
+    footer = [f"and {left_out} more"] if left_out else []
+    if answer.convergence:
+        footer.append(answer.convergence)
     return pictures.contact_sheet(
         [list(_row(whole, answer.detections, row)) for row in shown]
         or [[pictures.Tile(whole, "no detections")]],
-        footer=f"and {left_out} more" if left_out else "",
+        footer=" · ".join(footer),
     )
 
 
+def why_not(answer: WhyNot) -> Image.Image:
+    """Draw the expected box (dashed), its candidate and who stood in its way; and a map per target."""
+    detections = answer.detections
+    whole = pictures.fit(detections.image)
+    everything = _everything(detections)
+    boxes = [] if answer.candidate is None else [_labelled(answer.candidate, answer.candidate.box)]
+    if answer.by is not None and answer.reason != "found":
+        boxes.append(_labelled(answer.by, answer.by.box))
+    boxes.append(pictures.Labelled(answer.expected_box, f"{answer.expected_label}?", _WHITE, dashed=True))
+    drawn = pictures.draw_boxes(
+        whole, [replace(labelled, box=_seen(labelled.box, everything, whole)) for labelled in boxes]
+    )
+    row = [pictures.Tile(drawn, f"{answer.expected_label}: {answer.reason.replace('_', ' ')}")]
+    if answer.candidate is not None:
+        row += _maps(detections, answer.candidate, {m.target: m for m in answer.heat_maps})
+    return pictures.contact_sheet([row], footer=str(answer))
+
+
 def _row(whole: Image.Image, detections: Detections, row: DetectionMaps) -> Iterator[pictures.Tile]:
-    detection, size = row.detection, (detections.width, detections.height)
-    everything = 0.0, 0.0, float(size[0]), float(size[1])
-    drawn = pictures.draw_boxes(whole, [_labelled(detection, _seen(detection.box, everything, whole))])
+    detection = row.detection
+    box = _seen(detection.box, _everything(detections), whole)
+    drawn = pictures.draw_boxes(whole, [_labelled(detection, box)])
     yield pictures.Tile(drawn, f"{detection.index}: {detection}")
+    yield from _maps(detections, detection, row)
+
+
+def _maps(
+    detections: Detections, detection: Detection, row: Mapping[str, HeatMap]
+) -> Iterator[pictures.Tile]:
+    """Draw one detection's maps, zoomed in on what matters to them."""
+    size = detections.width, detections.height
     view = views.around(detection.box, row.values(), size)
     ground = pictures.fit(detections.image, view=view)
-    zoom = "" if view == everything else f" · zoom {size[0] / (view[2] - view[0]):.1f}"
+    zoom = "" if view == _everything(detections) else f" · zoom {size[0] / (view[2] - view[0]):.1f}"
     for target, heat_map in row.items():
         values = maps.enlarge(
             heat_map.values, _seen(heat_map.region, view, ground), ground.width, ground.height
@@ -63,6 +99,10 @@ def _row(whole: Image.Image, detections: Detections, row: DetectionMaps) -> Iter
             ground, values, box=_seen(detection.box, view, ground), signed=heat_map.signed
         )
         yield pictures.Tile(tile, f"{target} · {detection}{zoom}")
+
+
+def _everything(detections: Detections) -> Box:
+    return 0.0, 0.0, float(detections.width), float(detections.height)
 
 
 def _labelled(detection: Detection, box: Box) -> pictures.Labelled:

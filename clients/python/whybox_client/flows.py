@@ -5,20 +5,38 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import TypeVar, Unpack
 
 from google.protobuf import empty_pb2
 from google.protobuf.message import DecodeError, Message
 
 from whybox_client import images, requests
 from whybox_client.errors import InvalidAnswerError, ServiceError
+from whybox_client.evaluations import Evaluations
 from whybox_client.images import ImageFormat, ImageLike, Picture
 from whybox_client.models import Model, Nms, ParameterValue
-from whybox_client.requests import Integers, Strings
+from whybox_client.notebooks import Screen
+from whybox_client.requests import Expected, Integers, Strings
 from whybox_client.results import Detections, Explanation
-from whybox_client.wire import DETECT, EXPLAIN, GET_MODEL, LIST_MODELS, READY, Call, Flow, Operation, Reply
+from whybox_client.settings import ExplainSettings
+from whybox_client.truth import GroundTruth
+from whybox_client.wire import (
+    DETECT,
+    EVALUATE,
+    EXPLAIN,
+    EXPLAIN_STREAM,
+    GET_MODEL,
+    LIST_MODELS,
+    READY,
+    Call,
+    Flow,
+    Operation,
+    Reply,
+    Streaming,
+)
 from whybox_proto.v1 import explainer_pb2, types_pb2
 
 M = TypeVar("M", bound=Message)
@@ -86,7 +104,9 @@ def detect(
     labels: Strings = (),
     indices: Integers = (),
     box: Sequence[float] | None = None,
+    expected: Expected | None = None,
     nms: str | Nms | None = None,
+    explain_suppressed: bool = False,
     model_version: str = "",
     image_format: ImageFormat = "png",
     timeout: float | None = None,
@@ -103,7 +123,10 @@ def detect(
         labels: only these labels; empty: every label.
         indices: positions in the list of detections that the other filters leave; empty: all of them.
         box: only the detection with the highest IoU to this [x1, y1, x2, y2]; None: no such filter.
+        expected: an object that should have been found, as ([x1, y1, x2, y2], label): `why_not` of the answer
+            says what became of it.
         nms: kind of NMS, or kind and numbers; None: the model's own.
+        explain_suppressed: whether to return what suppression took out, each with its reason.
         model_version: empty: the default version.
         image_format: how pixels (Pillow, NumPy) are sent: ``png`` (exact) or ``jpeg`` (smaller).
         timeout: seconds to wait for an answer, all attempts together; None: the client's own.
@@ -125,15 +148,18 @@ def detect(
             "labels": labels,
             "indices": indices,
             "box": box,
+            "expected": expected,
         },
-        nms=nms,
+        {"nms": nms, "explain_suppressed": explain_suppressed},
         model_version=model_version,
     )
     reply = yield _call(DETECT, request, timeout, retries, request_id)
     return _read(
         reply,
         explainer_pb2.DetectResponse(),
-        lambda response: Detections.from_message(response, picture, reply.request_id),
+        lambda response: Detections.from_message(
+            response, picture, reply.request_id, requests.expected_of(request)
+        ),
     )
 
 
@@ -143,15 +169,20 @@ def explain(
     *,
     method: str | None = None,
     targets: Strings = (),
-    layer: str | None = None,
+    layer: Strings | None = None,
     params: Mapping[str, ParameterValue] | None = None,
     seed: int = 0,
+    seconds: float | None = None,
+    samples: int | None = None,
+    evaluate: bool = False,
     score_threshold: float | None = None,
     max_detections: int | None = None,
     labels: Strings = (),
     indices: Integers = (),
     box: Sequence[float] | None = None,
+    expected: Expected | None = None,
     nms: str | Nms | None = None,
+    explain_suppressed: bool = False,
     output_size: str | None = None,
     encoding: str | None = None,
     max_side: int | None = None,
@@ -169,15 +200,24 @@ def explain(
         method: how to explain; None: ``odam``.
         targets: what to explain: ``class``, ``class:LABEL``, ``x1``, ``y1``, ``x2``, ``y2``, ``combined``;
             empty: ``class``.
-        layer: name of the layer whose features are explained; None: the model's default for the method.
+        layer: name of the layer whose features are explained, or several, whose maps are combined; None: the
+            model's default for the method.
         params: parameters of the method by name; what is left out has the default that `model` describes.
-        seed: for methods that draw random numbers.
+        seed: for methods that draw random numbers: the same seed and number of samples give the same map.
+        seconds: how long a method that draws samples may go on; they come on top of the client's own timeout,
+            and a `timeout` that is given bounds them. None: as long as the time allows.
+        samples: how many samples such a method draws at most; None: as the method's own default says.
+        evaluate: whether to measure how good each map is, as far as that takes no ground truth:
+            `HeatMap.faithfulness`.
         score_threshold: lowest score kept, 0 to 1; None: the model's own.
         max_detections: most detections kept, best first; None: 100.
         labels: only these labels; empty: every label.
         indices: positions in the list of detections that the other filters leave; empty: all of them.
         box: only the detection with the highest IoU to this [x1, y1, x2, y2]; None: no such filter.
+        expected: an object that should have been found, as ([x1, y1, x2, y2], label): `why_not` of the answer
+            says what became of it.
         nms: kind of NMS, or kind and numbers; None: the model's own.
+        explain_suppressed: whether to return what suppression took out, each with its reason.
         output_size: ``feature`` (the method's own resolution) or ``image``; None: ``feature``, which is
             smaller on the way: `HeatMap.in_image` enlarges here.
         encoding: ``u8``, ``f32`` (exact) or ``png``; None: ``u8``.
@@ -193,33 +233,116 @@ def explain(
         OSError: if the file cannot be read.
         WhyboxError: what went wrong, as `whybox_client.errors` draws it.
     """
-    picture = Picture(images.encode(image, image_format))
-    request = requests.explain(
-        model,
-        picture.data,
-        {
-            "score_threshold": score_threshold,
-            "max_detections": max_detections,
-            "labels": labels,
-            "indices": indices,
-            "box": box,
-        },
-        nms=nms,
-        model_version=model_version,
-        method=method,
-        targets=targets,
-        layer=layer,
-        params=params or {},
-        seed=seed,
-        output_size=output_size,
-        encoding=encoding,
-        max_side=max_side,
+    settings: ExplainSettings = {
+        "method": method,
+        "targets": targets,
+        "layer": layer,
+        "params": params,
+        "seed": seed,
+        "seconds": seconds,
+        "samples": samples,
+        "evaluate": evaluate,
+        "score_threshold": score_threshold,
+        "max_detections": max_detections,
+        "labels": labels,
+        "indices": indices,
+        "box": box,
+        "expected": expected,
+        "nms": nms,
+        "explain_suppressed": explain_suppressed,
+        "output_size": output_size,
+        "encoding": encoding,
+        "max_side": max_side,
+        "model_version": model_version,
+        "image_format": image_format,
+        "timeout": timeout,
+        "retries": retries,
+    }
+    picture, request = _explain_request(model, image, settings)
+    reply = yield _call(EXPLAIN, request, timeout, retries, request_id, seconds)
+    return _read_explanation(reply, picture, request)
+
+
+def explain_stream(
+    model: str,
+    image: ImageLike,
+    *,
+    request_id: str | None = None,
+    **settings: Unpack[ExplainSettings],
+) -> Streaming[Explanation]:
+    """Explain as `explain` does, and iterate over results that grow as samples are drawn.
+
+    Each result holds all samples so far, and says in `samples` and `standard_error` how far it is; the last
+    one is `final`. A method that draws no samples has that one alone. `Explanation.show` draws each in place
+    of the one before. Leaving the loop early closes the connection, and the service stops drawing.
+
+    What fails before the first result is asked again as ever; what breaks after it is an error.
+
+    Args:
+        model: name of the model.
+        image: path, encoded bytes, Pillow image, or uint8 array (H, W, 3) RGB or (H, W) grey.
+        request_id: the id under which the service logs the request; None: a new one.
+        settings: what else `explain` takes; `timeout` is for all results together.
+
+    Raises:
+        TypeError, ValueError: for an argument that cannot be sent.
+        OSError: if the file cannot be read.
+        WhyboxError: while iterating: what went wrong, as `whybox_client.errors` draws it.
+    """
+    picture, request = _explain_request(model, image, settings)
+    screen = Screen()
+    return Streaming(
+        _call(
+            EXPLAIN_STREAM,
+            request,
+            settings.get("timeout"),
+            settings.get("retries"),
+            request_id,
+            settings.get("seconds"),
+        ),
+        lambda reply: _read_explanation(reply, picture, request, screen),
+        lambda explanation: explanation.final,
     )
-    reply = yield _call(EXPLAIN, request, timeout, retries, request_id)
+
+
+def evaluate(
+    model: str,
+    image: ImageLike,
+    *,
+    truth: Sequence[GroundTruth] = (),
+    measures: Strings = (),
+    request_id: str | None = None,
+    **settings: Unpack[ExplainSettings],
+) -> Flow[Evaluations]:
+    """Explain, and measure how good each map is.
+
+    Args:
+        model: name of the model.
+        image: path, encoded bytes, Pillow image, or uint8 array (H, W, 3) RGB or (H, W) grey.
+        truth: the objects that are really there, for the measures that need them; empty: not known.
+        measures: names of measures, of those that `model` describes; empty: all that can be taken.
+        request_id: the id under which the service logs the request; None: a new one.
+        settings: what else `explain` takes.
+
+    Raises:
+        TypeError, ValueError: for an argument that cannot be sent.
+        OSError: if the file cannot be read.
+        WhyboxError: what went wrong, as `whybox_client.errors` draws it.
+    """
+    picture, explained = _explain_request(model, image, settings)
+    request = requests.evaluate(explained, truth, picture, measures)
+    reply = yield _call(
+        EVALUATE,
+        request,
+        settings.get("timeout"),
+        settings.get("retries"),
+        request_id,
+        settings.get("seconds"),
+    )
     return _read(
         reply,
-        explainer_pb2.ExplainResponse(),
-        lambda response: Explanation.from_message(response, picture, reply.request_id),
+        explainer_pb2.EvaluateResponse(),
+        lambda response: Evaluations.from_message(response, picture, reply.request_id),
     )
 
 
@@ -238,14 +361,66 @@ def ready(*, timeout: float = 5.0) -> Flow[bool]:
     return True
 
 
+def once(call: Call) -> Flow[Reply]:
+    """Send one call, and return its reply as it is."""
+    return (yield call)
+
+
 def _call(
     operation: Operation,
     request: Message,
     timeout: float | None,
     retries: int | None,
     request_id: str | None,
+    seconds: float | None = None,
 ) -> Call:
-    return Call(operation, request, request_id or uuid.uuid4().hex, timeout, retries)
+    # A budget that cannot be is for the service to refuse.
+    work = seconds if seconds is not None and 0 < seconds < math.inf else 0.0
+    return Call(operation, request, request_id or uuid.uuid4().hex, timeout, retries, work)
+
+
+def _explain_request(
+    model: str, image: ImageLike, settings: ExplainSettings
+) -> tuple[Picture, explainer_pb2.ExplainRequest]:
+    picture = Picture(images.encode(image, settings.get("image_format", "png")))
+    request = requests.explain(
+        model,
+        picture.data,
+        {
+            "score_threshold": settings.get("score_threshold"),
+            "max_detections": settings.get("max_detections"),
+            "labels": settings.get("labels", ()),
+            "indices": settings.get("indices", ()),
+            "box": settings.get("box"),
+            "expected": settings.get("expected"),
+        },
+        {"nms": settings.get("nms"), "explain_suppressed": settings.get("explain_suppressed", False)},
+        model_version=settings.get("model_version", ""),
+        method=settings.get("method"),
+        targets=settings.get("targets", ()),
+        layer=settings.get("layer"),
+        params=settings.get("params") or {},
+        seed=settings.get("seed", 0),
+        seconds=settings.get("seconds"),
+        samples=settings.get("samples"),
+        evaluate=settings.get("evaluate", False),
+        output_size=settings.get("output_size"),
+        encoding=settings.get("encoding"),
+        max_side=settings.get("max_side"),
+    )
+    return picture, request
+
+
+def _read_explanation(
+    reply: Reply, picture: Picture, request: explainer_pb2.ExplainRequest, screen: Screen | None = None
+) -> Explanation:
+    return _read(
+        reply,
+        explainer_pb2.ExplainResponse(),
+        lambda response: Explanation.from_message(
+            response, picture, reply.request_id, requests.expected_of(request), screen
+        ),
+    )
 
 
 def _page(response: explainer_pb2.ListModelsResponse) -> tuple[list[Model], str]:

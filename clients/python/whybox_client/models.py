@@ -40,6 +40,8 @@ class Method:
     Attributes:
         targets: what it explains: ``class``, ``x1``, … ``combined``; with ``class`` also ``class:LABEL``.
         layers: layers that it takes; empty for methods that use none.
+        sampling: it draws random samples, and obeys `seconds` and `samples`.
+        combines_layers: it takes several layers at once, as ``a+b``.
     """
 
     name: str
@@ -48,6 +50,25 @@ class Method:
     targets: tuple[str, ...]
     layers: tuple[str, ...]
     default_layer: str
+    sampling: bool = False
+    combines_layers: bool = False
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure of how good a map is.
+
+    Attributes:
+        protocol: what is done, with fill, steps and normalisation, and its source.
+        better: ``higher`` or ``lower``.
+        needs: what must be known of the objects that are really there: nothing (empty), ``box``, ``mask`` or
+            ``evidence``.
+    """
+
+    name: str
+    protocol: str
+    better: str
+    needs: str
 
 
 @dataclass(frozen=True)
@@ -100,6 +121,7 @@ class Model:
         score_threshold: used where a request gives none.
         nms: the kinds of NMS with their defaults; `default_nms` names the one used where none is asked for.
         ready: whether a worker can answer now.
+        measures: what `Client.evaluate` can measure.
     """
 
     name: str
@@ -115,6 +137,7 @@ class Model:
     nms: tuple[Nms, ...]
     default_nms: str
     ready: bool
+    measures: tuple[Measure, ...] = ()
 
     @classmethod
     def from_message(cls, model: types_pb2.Model) -> Model:
@@ -150,6 +173,10 @@ class Model:
             ),
             default_nms=model.default_nms,
             ready=model.ready,
+            measures=tuple(
+                Measure(measure.name, measure.protocol, measure.better, measure.needs)
+                for measure in model.measures
+            ),
         )
 
 
@@ -172,6 +199,8 @@ def _method(method: types_pb2.Method) -> Method:
         targets=tuple(method.targets),
         layers=tuple(method.layers),
         default_layer=method.default_layer,
+        sampling=method.sampling,
+        combines_layers=method.combines_layers,
     )
 
 

@@ -31,11 +31,12 @@ _TITLE_HEIGHT = 22
 
 @dataclass(frozen=True)
 class Labelled:
-    """A box to draw, with its text and colour."""
+    """A box to draw, with its text and colour; without text it has no plate."""
 
     box: tuple[float, float, float, float]
     text: str
     color: Color
+    dashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,12 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Labelled]) -> Image.Image:
     width = _line_width(image)
     font = _font(max(11, round(max(image.size) / 32)))
     for labelled in reversed(boxes):
+        if labelled.dashed:
+            _dash(draw, _pixels(labelled.box, image), labelled.color, width)
+            continue
         draw.rectangle(_pixels(labelled.box, image, grow=1), outline=_BLACK, width=width + 2)
         draw.rectangle(_pixels(labelled.box, image), outline=labelled.color, width=width)
-    for labelled in reversed(boxes):
+    for labelled in reversed([box for box in boxes if box.text]):
         _write_label(draw, labelled, image.size, font)
     return drawn
 
@@ -172,6 +176,21 @@ def contact_sheet(rows: Sequence[Sequence[Tile]], *, footer: str = "") -> Image.
 def label_color(label_id: int) -> Color:
     """Return the colour in which a label's boxes are drawn."""
     return colors.LABEL_COLORS[label_id % len(colors.LABEL_COLORS)]
+
+
+def _dash(draw: ImageDraw.ImageDraw, corners: tuple[int, int, int, int], color: Color, width: int) -> None:
+    """Draw a rectangle in dashes of a colour, with black between them: seen on any ground."""
+    x1, y1, x2, y2 = corners
+    draw.rectangle(corners, outline=_BLACK, width=width)
+    dash, end = 4 * width, width - 1
+    for x in range(x1, x2 + 1, 2 * dash):
+        stop = min(x + dash - 1, x2)
+        draw.rectangle((x, y1, stop, min(y1 + end, y2)), fill=color)
+        draw.rectangle((x, max(y2 - end, y1), stop, y2), fill=color)
+    for y in range(y1, y2 + 1, 2 * dash):
+        stop = min(y + dash - 1, y2)
+        draw.rectangle((x1, y, min(x1 + end, x2), stop), fill=color)
+        draw.rectangle((max(x2 - end, x1), y, x2, stop), fill=color)
 
 
 def _line_width(image: Image.Image) -> int:

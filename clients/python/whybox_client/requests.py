@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict, TypeVar
 
 from google.protobuf.message import Message
 
+from whybox_client.images import Picture
 from whybox_client.models import Nms, ParameterValue
-from whybox_proto.v1 import explainer_pb2
+from whybox_client.truth import GroundTruth, layout_of
+from whybox_proto.v1 import explainer_pb2, types_pb2
 
-Strings: TypeAlias = "str | Sequence[str]"
-Integers: TypeAlias = "int | Sequence[int]"
+Strings: TypeAlias = str | Sequence[str]
+Integers: TypeAlias = int | Sequence[int]
+#: An object that a caller expected: its box [x1, y1, x2, y2] and its label.
+Expected: TypeAlias = tuple[Sequence[float], str]
+
+R = TypeVar("R", explainer_pb2.DetectRequest, explainer_pb2.ExplainRequest)
 
 
 class Selection(TypedDict):
@@ -23,10 +29,18 @@ class Selection(TypedDict):
     labels: Strings
     indices: Integers
     box: Sequence[float] | None
+    expected: Expected | None
+
+
+class Suppression(TypedDict):
+    """The arguments on the suppression of duplicates."""
+
+    nms: str | Nms | None
+    explain_suppressed: bool
 
 
 def detect(
-    model: str, image: bytes, selection: Selection, *, nms: str | Nms | None, model_version: str
+    model: str, image: bytes, selection: Selection, suppression: Suppression, *, model_version: str
 ) -> explainer_pb2.DetectRequest:
     """Build the request of a `detect` call.
 
@@ -35,22 +49,24 @@ def detect(
         ValueError: for a number that its field cannot hold.
     """
     request = explainer_pb2.DetectRequest()
-    _fill_common(request, model, image, selection, nms, model_version)
-    return request
+    return _filled(request, model, image, selection, suppression, model_version)
 
 
 def explain(
     model: str,
     image: bytes,
     selection: Selection,
+    suppression: Suppression,
     *,
-    nms: str | Nms | None,
     model_version: str,
     method: str | None,
     targets: Strings,
-    layer: str | None,
+    layer: Strings | None,
     params: Mapping[str, ParameterValue],
     seed: int,
+    seconds: float | None,
+    samples: int | None,
+    evaluate: bool,
     output_size: str | None,
     encoding: str | None,
     max_side: int | None,
@@ -62,8 +78,11 @@ def explain(
         ValueError: for a number that its field cannot hold.
     """
     request = explainer_pb2.ExplainRequest()
-    _fill_common(request, model, image, selection, nms, model_version)
-    _fill(request, {"method": method, "targets": _several(targets), "layer": layer, "seed": seed})
+    _filled(request, model, image, selection, suppression, model_version)
+    joined = None if layer is None else "+".join(_several(layer))
+    _fill(request, {"method": method, "targets": _several(targets), "layer": joined, "seed": seed})
+    _fill(request.budget, {"seconds": seconds, "samples": samples})
+    _fill(request, {"evaluate": evaluate or None})
     for name, value in params.items():
         try:
             request.params[name] = value
@@ -75,14 +94,39 @@ def explain(
     return request
 
 
-def _fill_common(
+def evaluate(
+    explain: explainer_pb2.ExplainRequest,
+    truth: Sequence[GroundTruth],
+    picture: Picture,
+    measures: Strings,
+) -> explainer_pb2.EvaluateRequest:
+    """Build the request of an `evaluate` call.
+
+    Raises:
+        TypeError, ValueError: for objects that cannot be sent.
+    """
+    request = explainer_pb2.EvaluateRequest(explain=explain)
+    _fill(request, {"measures": _several(measures)})
+    if truth:
+        request.truth.CopyFrom(layout_of(truth, picture))
+    return request
+
+
+def expected_of(
     request: explainer_pb2.DetectRequest | explainer_pb2.ExplainRequest,
+) -> types_pb2.Expected | None:
+    """Return the object that a request expects; None where it expects none."""
+    return request.select.expected if request.select.HasField("expected") else None
+
+
+def _filled(
+    request: R,
     model: str,
     image: bytes,
     selection: Selection,
-    nms: str | Nms | None,
+    suppression: Suppression,
     model_version: str,
-) -> None:
+) -> R:
     _fill(request, {"model": model, "model_version": model_version, "image": image})
     _fill(
         request.select,
@@ -94,7 +138,16 @@ def _fill_common(
             "box": None if selection["box"] is None else [float(side) for side in selection["box"]],
         },
     )
+    if (expected := selection["expected"]) is not None:
+        try:
+            box, label = expected
+            _fill(request.select.expected, {"box": [float(side) for side in box], "label": label})
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"expected is a pair, ([x1, y1, x2, y2], label): {error}") from error
+    nms = suppression["nms"]
     _fill(request.nms, asdict(nms) if isinstance(nms, Nms) else {"kind": nms})
+    _fill(request.nms, {"explain_suppressed": suppression["explain_suppressed"] or None})
+    return request
 
 
 def _several(values: Any) -> list[Any]:

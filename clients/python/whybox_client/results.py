@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
+    from whybox_client.notebooks import Screen
+    from whybox_client.why_not import SuppressedDetection, WhyNot
+
 Box: TypeAlias = tuple[float, float, float, float]
 
 # A notebook shows this many detections of an explanation; `Explanation.picture(rows=…)` gives more.
@@ -57,12 +60,22 @@ class Detection:
     def __str__(self) -> str:
         return f"{self.label} {self.score:.2f}"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return {
+            "index": self.index,
+            "box": list(self.box),
+            "label": self.label,
+            "label_id": self.label_id,
+            "score": self.score,
+        }
+
     @classmethod
     def from_message(cls, detection: types_pb2.Detection) -> Detection:
         """Read a detection from the wire."""
         return cls(
             detection.index,
-            _box(detection.box),
+            box_of(detection.box),
             detection.label,
             detection.label_id,
             shortest(detection.score),
@@ -77,9 +90,11 @@ class Detections(Sequence[Detection]):
         model, model_version: who answered.
         width, height: size of the upright image, in pixels.
         items: the detections.
+        suppressed: what suppression took out, where ``explain_suppressed`` asked for it.
         warnings: what the service wants you to know about this answer.
         stages: where the time went; not compared, since it differs from call to call.
         request_id: finds the request in the service's logs.
+        told: what the service said of the object that was ``expected``; `why_not` reads it.
     """
 
     model: str
@@ -87,10 +102,12 @@ class Detections(Sequence[Detection]):
     width: int
     height: int
     items: tuple[Detection, ...]
+    suppressed: tuple[SuppressedDetection, ...]
     warnings: tuple[str, ...]
     stages: tuple[Stage, ...] = field(compare=False)
     request_id: str = field(compare=False)
     source: Picture = field(compare=False, repr=False)
+    told: tuple[types_pb2.WhyNot, types_pb2.Expected] | None = field(default=None, repr=False, hash=False)
 
     @classmethod
     def from_message(
@@ -98,19 +115,41 @@ class Detections(Sequence[Detection]):
         response: explainer_pb2.DetectResponse | explainer_pb2.ExplainResponse,
         source: Picture,
         request_id: str,
+        expected: types_pb2.Expected | None = None,
     ) -> Detections:
-        """Read the detections of an answer from the wire; `source` is the image that was sent."""
-        return cls(
+        """Read the detections of an answer from the wire.
+
+        Args:
+            response: the answer.
+            source: the image that was sent.
+            request_id: of the answer.
+            expected: the object that was asked for.
+        """
+        from whybox_client.why_not import SuppressedDetection
+
+        items = tuple(Detection.from_message(detection) for detection in response.detections)
+        made = cls(
             model=response.model,
             model_version=response.model_version,
             width=response.image.width,
             height=response.image.height,
-            items=tuple(Detection.from_message(detection) for detection in response.detections),
+            items=items,
+            suppressed=tuple(SuppressedDetection.from_message(one, items) for one in response.suppressed),
             warnings=tuple(response.warnings),
             stages=tuple(Stage(stage.name, stage.seconds) for stage in response.stages),
             request_id=request_id,
             source=source,
+            told=(response.why_not, expected) if expected and response.HasField("why_not") else None,
         )
+        _ = made.why_not  # read now, so that what contradicts itself is an answer that cannot be read
+        return made
+
+    @cached_property
+    def why_not(self) -> WhyNot | None:
+        """What became of the object that was ``expected``; None where none was."""
+        from whybox_client.why_not import WhyNot
+
+        return None if self.told is None else WhyNot.from_message(*self.told, self)
 
     @overload
     def __getitem__(self, index: int) -> Detection: ...
@@ -128,7 +167,7 @@ class Detections(Sequence[Detection]):
         return self.source.pixels
 
     def picture(self) -> Image.Image:
-        """Draw the boxes with label and score on the image, (H, W)."""
+        """Draw the boxes with label and score on the image, (H, W); what was suppressed, dashed."""
         from whybox_client import figures
 
         return figures.boxes(self)
@@ -143,16 +182,9 @@ class Detections(Sequence[Detection]):
             "model": self.model,
             "model_version": self.model_version,
             "image": {"width": self.width, "height": self.height},
-            "detections": [
-                {
-                    "index": detection.index,
-                    "box": list(detection.box),
-                    "label": detection.label,
-                    "label_id": detection.label_id,
-                    "score": detection.score,
-                }
-                for detection in self
-            ],
+            "detections": [detection.to_dict() for detection in self],
+            "suppressed": [one.to_dict() for one in self.suppressed],
+            **({} if self.why_not is None else {"why_not": self.why_not.to_dict()}),
             "warnings": list(self.warnings),
             "stages": [{"name": stage.name, "seconds": stage.seconds} for stage in self.stages],
             "request_id": self.request_id,
@@ -174,6 +206,9 @@ class HeatMap:
             by less than one cell.
         width, height: w and h, the number of cells.
         signed: values below zero occur and mean "speaks against".
+        samples: how many a sampling method drew; None for other methods.
+        standard_error: of a cell's value, the root mean square over the cells; None where it is not known.
+        faithfulness: how good the map is, by name of the measure, where ``evaluate`` asked for it.
     """
 
     detection: Detection
@@ -184,21 +219,37 @@ class HeatMap:
     width: int
     height: int
     signed: bool
+    samples: int | None
+    standard_error: float | None
+    faithfulness: Mapping[str, float] = field(hash=False)
     cells: types_pb2.HeatMap = field(repr=False, hash=False)
     detections: Detections = field(repr=False, compare=False)
 
     @classmethod
-    def from_message(cls, heat_map: types_pb2.HeatMap, detections: Detections) -> HeatMap:
-        """Read a map from the wire; `detections` are those of the same answer."""
+    def from_message(
+        cls, heat_map: types_pb2.HeatMap, detections: Detections, detection: Detection | None = None
+    ) -> HeatMap:
+        """Read a map from the wire.
+
+        Args:
+            heat_map: the map.
+            detections: those of the same answer.
+            detection: what it is of; None: the one at its index.
+        """
         return cls(
-            detection=detections[heat_map.detection_index],
+            detection=detection or detections[heat_map.detection_index],
             target=heat_map.target,
             method=heat_map.method,
             layer=heat_map.layer,
-            region=_box(heat_map.region),
+            region=box_of(heat_map.region),
             width=heat_map.width,
             height=heat_map.height,
             signed=heat_map.signed,
+            samples=heat_map.samples if heat_map.HasField("samples") else None,
+            standard_error=shortest(heat_map.standard_error) if heat_map.HasField("standard_error") else None,
+            faithfulness={
+                name: shortest(heat_map.faithfulness[name]) for name in sorted(heat_map.faithfulness)
+            },
             cells=heat_map,
             detections=detections,
         )
@@ -245,6 +296,9 @@ class HeatMap:
             "signed": self.signed,
             "min_value": shortest(self.cells.min_value),
             "max_value": shortest(self.cells.max_value),
+            **({} if self.samples is None else {"samples": self.samples}),
+            **({} if self.standard_error is None else {"standard_error": self.standard_error}),
+            **({"faithfulness": dict(self.faithfulness)} if self.faithfulness else {}),
         }
 
     def _repr_png_(self) -> bytes:
@@ -282,26 +336,55 @@ class Explanation(Sequence[DetectionMaps]):
 
     Attributes:
         detections: what the model found.
-        heat_maps: every map, in the order of the answer.
+        heat_maps: every map, in the order of the answer; none where an object was ``expected``: the maps are
+            in `why_not`.
+        final: whether it is whole; False for what `explain_stream` yields while samples are still drawn.
     """
 
     detections: Detections
     heat_maps: tuple[HeatMap, ...]
+    final: bool = True
+    screen: Screen | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def from_message(
-        cls, response: explainer_pb2.ExplainResponse, source: Picture, request_id: str
+        cls,
+        response: explainer_pb2.ExplainResponse,
+        source: Picture,
+        request_id: str,
+        expected: types_pb2.Expected | None = None,
+        screen: Screen | None = None,
     ) -> Explanation:
-        """Read an explanation from the wire; `source` is the image that was sent."""
-        detections = Detections.from_message(response, source, request_id)
-        return cls(detections, tuple(HeatMap.from_message(m, detections) for m in response.heat_maps))
+        """Read an explanation from the wire.
+
+        Args:
+            response: the answer.
+            source: the image that was sent.
+            request_id: of the answer.
+            expected: the object that was asked for.
+            screen: where the results of the same stream are shown; None: it has a place of its own.
+        """
+        detections = Detections.from_message(response, source, request_id, expected)
+        maps = tuple(HeatMap.from_message(m, detections) for m in response.heat_maps)
+        return cls(detections, maps, not response.partial, screen)
 
     def __repr__(self) -> str:
         targets = ", ".join(dict.fromkeys(heat_map.target for heat_map in self.heat_maps))
-        return (
-            f"<Explanation by {self.detections.model}: {len(self)} detections, "
-            f"{len(self.heat_maps)} maps ({targets})>"
-        )
+        facts = [f"{len(self)} detections", f"{len(self.heat_maps)} maps ({targets})"]
+        if self.convergence:
+            facts.append(self.convergence)
+        if not self.final:
+            facts.append("not yet final")
+        return f"<Explanation by {self.detections.model}: {', '.join(facts)}>"
+
+    def show(self) -> None:
+        """Show it: in a notebook as its picture, in place of what the same stream showed before.
+
+        Outside a notebook it prints a line that says how far it is.
+        """
+        from whybox_client.notebooks import Screen
+
+        (self.screen or Screen()).show(self)
 
     @cached_property
     def _rows(self) -> tuple[DetectionMaps, ...]:
@@ -332,6 +415,39 @@ class Explanation(Sequence[DetectionMaps]):
         return self._rows[detection][target]
 
     @property
+    def samples(self) -> int | None:
+        """How many samples each of the maps has at least; None where the method draws none."""
+        return min((m.samples for m in self._all_maps if m.samples is not None), default=None)
+
+    @property
+    def standard_error(self) -> float | None:
+        """The largest standard error of the maps; None where none is known."""
+        errors = (m.standard_error for m in self._all_maps)
+        return max((error for error in errors if error is not None), default=None)
+
+    @property
+    def convergence(self) -> str:
+        """Samples and standard error in words; empty where the method draws none."""
+        if self.samples is None:
+            return ""
+        error = "" if self.standard_error is None else f", standard error {self.standard_error:.2g}"
+        return f"{self.samples} samples{error}"
+
+    @property
+    def _all_maps(self) -> tuple[HeatMap, ...]:
+        return (*self.heat_maps, *(self.why_not.heat_maps if self.why_not else ()))
+
+    @property
+    def suppressed(self) -> tuple[SuppressedDetection, ...]:
+        """What suppression took out, and why, where ``explain_suppressed`` asked for it."""
+        return self.detections.suppressed
+
+    @property
+    def why_not(self) -> WhyNot | None:
+        """What became of the object that was ``expected``; None where none was."""
+        return self.detections.why_not
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What the service wants you to know about this answer."""
         return self.detections.warnings
@@ -349,6 +465,8 @@ class Explanation(Sequence[DetectionMaps]):
     def picture(self, *, rows: int | None = None) -> Image.Image:
         """Draw a contact sheet: one row a detection, its box first and then a map per target.
 
+        Where an object was ``expected``, the picture is that of `why_not`.
+
         Args:
             rows: draw at most this many detections, best first, and say how many are left out; None: all.
         """
@@ -362,12 +480,17 @@ class Explanation(Sequence[DetectionMaps]):
 
     def to_dict(self) -> dict[str, Any]:
         """Detections and what the maps are, without image and cells, ready for JSON."""
-        return {**self.detections.to_dict(), "heat_maps": [heat_map.to_dict() for heat_map in self.heat_maps]}
+        return {
+            **self.detections.to_dict(),
+            "heat_maps": [heat_map.to_dict() for heat_map in self.heat_maps],
+            "final": self.final,
+        }
 
     def _repr_png_(self) -> bytes:
         return png(self.picture(rows=_ROWS_SHOWN))
 
 
-def _box(values: Sequence[float]) -> Box:
+def box_of(values: Sequence[float]) -> Box:
+    """Read four numbers from the wire."""
     x1, y1, x2, y2 = map(shortest, values)
     return x1, y1, x2, y2

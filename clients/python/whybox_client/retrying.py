@@ -80,7 +80,8 @@ def persist(flow: Flow[T], timeout: float, retries: int, backoff: Backoff) -> St
 
     Args:
         flow: what is to be done.
-        timeout: seconds for all its calls together, if the first says nothing else.
+        timeout: seconds for all its calls together, besides the work that the first asks for, if that says
+            nothing else.
         retries: how often a call is asked again that says nothing else.
         backoff: draws the waits.
 
@@ -90,7 +91,7 @@ def persist(flow: Flow[T], timeout: float, retries: int, backoff: Backoff) -> St
     """
     try:
         call = next(flow)
-        left = positive(timeout if call.timeout is None else call.timeout)
+        left = positive(timeout + call.work if call.timeout is None else call.timeout)
         deadline = backoff.clock() + left
         while True:
             try:

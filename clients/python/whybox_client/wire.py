@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Operation:
     Attributes:
         rpc: full name of the gRPC method.
         verb: HTTP verb; with ``GET`` the request's fields go into path and query.
-        path: REST path, with the request's fields in braces.
+        path: REST path, with the request's fields in braces; a dot leads into a message.
         safe: whether asking twice does no more than asking once, so that a client may do so by itself. An
             operation that starts, changes or ends something is not.
     """
@@ -33,6 +34,12 @@ LIST_MODELS = Operation("/whybox.v1.Explainer/ListModels", "GET", "/v1/models", 
 GET_MODEL = Operation("/whybox.v1.Explainer/GetModel", "GET", "/v1/models/{model}", safe=True)
 DETECT = Operation("/whybox.v1.Explainer/Detect", "POST", "/v1/models/{model}:detect", safe=True)
 EXPLAIN = Operation("/whybox.v1.Explainer/Explain", "POST", "/v1/models/{model}:explain", safe=True)
+EXPLAIN_STREAM = Operation(
+    "/whybox.v1.Explainer/ExplainStream", "POST", "/v1/models/{model}:explain", safe=True
+)
+EVALUATE = Operation(
+    "/whybox.v1.Explainer/Evaluate", "POST", "/v1/models/{explain.model}:evaluate", safe=True
+)
 READY = Operation("/grpc.health.v1.Health/Check", "GET", "/readyz", safe=True)
 
 
@@ -46,6 +53,7 @@ class Call:
         request_id: the id under which the service logs it; every attempt has the same.
         timeout: seconds until the answer is of no use, all attempts together; None: the client's own.
         retries: how often it is asked again; None: as the client says.
+        work: seconds that the service is asked to work for; they come on top of the client's own timeout.
     """
 
     operation: Operation
@@ -53,6 +61,7 @@ class Call:
     request_id: str
     timeout: float | None
     retries: int | None = None
+    work: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -66,3 +75,18 @@ class Reply:
 #: Yields calls, receives replies (or has a `WhyboxError` thrown in), returns the result.
 #: What a client does, without the waiting.
 Flow = Generator[Call, Reply, T]
+
+
+@dataclass(frozen=True)
+class Streaming(Generic[T_co]):
+    """A call that has several replies, and what each of them is read into.
+
+    Attributes:
+        call: it is asked again, as others are, until its first reply is there.
+        read: reads a reply; called once for each, in their order.
+        complete: says, of a result that was read, whether it is the last one.
+    """
+
+    call: Call
+    read: Callable[[Reply], T_co]
+    complete: Callable[[T_co], bool]

@@ -28,6 +28,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from whybox.gaussian import smooth, smoothing_margin
+from whybox.nms import Correlate, Verdict, suppress
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -120,22 +123,51 @@ class Candidates:
     scores: Tensor
     groups: Tensor
 
+    def boxes_of(self, rows: Tensor, labels: Tensor) -> Tensor:
+        """Return the boxes of (candidate, class) pairs, int64 (n,) each: float (n, 4)."""
+        return self.boxes[rows, labels] if self.boxes.ndim == 3 else self.boxes[rows]
+
+
+@dataclass(frozen=True)
+class Contenders:
+    """The (candidate, class) pairs of one picture that enter the suppression of duplicates.
+
+    Attributes:
+        boxes: float (N, 4), network frame, clipped to the picture.
+        labels: int64 (N,).
+        scores: float (N,).
+        candidates: int64 (N,), positions in `Candidates`.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+    candidates: Tensor
+
 
 @dataclass(frozen=True)
 class PostProcessing:
     """How candidates become detections.
 
     Attributes:
-        score_threshold: candidates must score above it.
+        score_threshold: candidates must score above it to enter the suppression of duplicates.
         max_detections: most detections kept, best first.
-        nms: ``iou`` (greedy, within a class) or ``none``.
-        iou_threshold: of the suppression; a box with a higher IoU to a better one is dropped.
+        nms: ``iou`` (greedy), ``soft``, ``odam`` or ``none``, within a class each; see `whybox.nms`.
+        iou_threshold: of ``iou`` and ``odam``: boxes of a higher IoU overlap.
+        sigma: of ``soft``: scores fall by exp(-IoU² / sigma).
+        final_threshold: of ``soft``: boxes whose score falls below it go.
+        corr_high: of ``odam``: boxes that do not overlap are the same if their maps correlate more.
+        corr_low: of ``odam``: boxes that overlap are the same if their maps correlate more.
     """
 
     score_threshold: float
     max_detections: int
     nms: str = "iou"
     iou_threshold: float = 0.5
+    sigma: float = 0.5
+    final_threshold: float = 0.05
+    corr_high: float = 0.95
+    corr_low: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -164,11 +196,13 @@ class Outputs:
         scores: float (N, K), final class scores.
         sides: float (N, 4), the decoded box in the network frame, not clipped to the picture.
         labels: int64 (N,), the class each candidate was chosen for.
+        logits: float (N, K), what the head says of each class before sigmoid or softmax.
     """
 
     scores: Tensor
     sides: Tensor
     labels: Tensor
+    logits: Tensor
 
 
 Target = Callable[[Outputs], Tensor]
@@ -191,6 +225,27 @@ class Window:
     gradients: Tensor
     origins: Tensor
 
+    def heat(self, sigmas: Tensor | None) -> Heat:
+        """Weigh the activations with the smoothed gradients; see `Tap.heat`."""
+        gradients = self.gradients if sigmas is None else smooth(self.gradients, sigmas[self.picks])
+        return Heat(self.picks, (gradients * self.activations[:, None]).sum(2), self.origins)
+
+
+@dataclass(frozen=True)
+class Heat:
+    """Activations weighted by gradients, summed over the channels, of some of the chosen candidates.
+
+    Attributes:
+        picks: int64 (n,), positions among the N chosen candidates.
+        values: float (n, T, h, w): Σ_k Φ(∂Y/∂A_k) ∘ A_k for each target Y; negative values occur.
+        origins: int64 (n, 2), column and row of the first cell on the layer's grid; may be negative, and the
+            maps may reach beyond the grid, where they are zero.
+    """
+
+    picks: Tensor
+    values: Tensor
+    origins: Tensor
+
 
 @dataclass(frozen=True)
 class Grids:
@@ -206,6 +261,10 @@ class Grids:
     cells: Tensor
     sizes: Tensor
 
+    def __getitem__(self, keep: Tensor) -> Grids:
+        """Keep those of some taps."""
+        return Grids(self.offsets[keep], self.cells[keep], self.sizes[keep])
+
 
 class Tap(ABC):
     """One layer, seen from N chosen candidates of one picture.
@@ -213,10 +272,13 @@ class Tap(ABC):
     Attributes:
         grids: where the layer's cells lie, for each candidate.
         boxes: float (N, 4), the candidates' boxes, network frame.
+        candidate_levels: int64 (N,), the level that each candidate was found on; of taps of kind ``level``
+            and of what they lead to.
     """
 
     grids: Grids
     boxes: Tensor
+    candidate_levels: Tensor
 
     @abstractmethod
     def windows(self, targets: Sequence[Target], *, margin: int = 0) -> Iterator[Window]:
@@ -225,6 +287,46 @@ class Tap(ABC):
         A window holds every cell at which a gradient can be other than zero, and `margin` cells more on
         each side unless it holds the whole grid anyway. Memory is bounded by the chunk, not by N.
         """
+
+    @abstractmethod
+    def whole(self, pick: int) -> Tensor:
+        """Return the whole map that one of the candidates belongs to: float (C, H, W), padding included."""
+
+    def heat(self, targets: Sequence[Target], sigmas: Tensor | None = None) -> Iterator[Heat]:
+        """Yield Σ_k Φ(∂Y/∂A_k) ∘ A_k, a part of the candidates at a time.
+
+        A tap overrides this where it knows a cheaper way than through `windows`.
+
+        Args:
+            targets: T scalars Y of each candidate.
+            sigmas: float (N, 2): σ of the Gaussian Φ along x and y, in cells of the layer; None for no Φ.
+        """
+        for window in self.windows(targets, margin=smoothing_margin(sigmas)):
+            yield window.heat(sigmas)
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Several layers, seen from the same candidates of one picture.
+
+    A family overrides `heat` where its layers share work.
+
+    Attributes:
+        taps: one for each layer, in the order asked.
+    """
+
+    taps: Sequence[Tap]
+
+    def heat(self, targets: Sequence[Target], sigmas: Sequence[Tensor | None]) -> Iterator[tuple[int, Heat]]:
+        """Yield the heat of every layer, with the layer's position; see `Tap.heat`.
+
+        Args:
+            targets: T scalars of each candidate.
+            sigmas: for each layer, as in `Tap.heat`.
+        """
+        for position, (tap, sigma) in enumerate(zip(self.taps, sigmas, strict=True)):
+            for heat in tap.heat(targets, sigma):
+                yield position, heat
 
 
 @dataclass
@@ -242,6 +344,21 @@ class Forward:
     stages: dict[str, Tensor]
     levels: dict[str, Tensor]
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A pass over versions of one picture that remembers the way from their pixels to the pyramid's levels.
+
+    Attributes:
+        forward: the pass without its graph, made as with ``keep=True``, for the taps of kind ``level``.
+        pixels: float (B, 3, H, W), the leaf to differentiate by.
+        levels: float (B, C, H, W) each, with the graph; in the order of the tap's `candidate_levels`.
+    """
+
+    forward: Forward
+    pixels: Tensor
+    levels: Sequence[Tensor]
 
 
 class Detector(ABC):
@@ -279,9 +396,13 @@ class WhiteBoxDetector(Detector):
 
     Attributes:
         layers: the layers that can be tapped, by name.
+        traces: it can be differentiated down to its pixels: it has `trace`.
+        dense: a dense head says of each class, at every cell of its levels: it has `class_maps`.
     """
 
     layers: Mapping[str, Layer]
+    traces: bool = False
+    dense: bool = False
 
     @abstractmethod
     def prepare(self, images: Sequence[Tensor]) -> list[tuple[list[int], Batch]]:
@@ -310,11 +431,50 @@ class WhiteBoxDetector(Detector):
         """Return all that the network proposes for one picture of the batch."""
 
     @abstractmethod
-    def postprocess(self, candidates: Candidates, frame: Frame, settings: PostProcessing) -> Detections:
-        """Turn candidates into detections."""
+    def contenders(self, candidates: Candidates, frame: Frame, settings: PostProcessing) -> Contenders:
+        """Choose the candidates that enter the suppression of duplicates: thresholds and limits before it."""
+
+    def postprocess(
+        self,
+        candidates: Candidates,
+        frame: Frame,
+        settings: PostProcessing,
+        correlate: Correlate | None = None,
+    ) -> Detections:
+        """Turn candidates into detections.
+
+        Args:
+            candidates: of one picture.
+            frame: where the picture sits in the network's input.
+            settings: thresholds, limits and the suppression of duplicates.
+            correlate: of the contenders' heat maps, for Odam-NMS; see `whybox.finding`.
+
+        Raises:
+            ValueError: if the settings ask for Odam-NMS and there are no correlations.
+        """
+        found = self.contenders(candidates, frame, settings)
+        verdict = suppress(found.boxes, found.scores, found.labels, settings, correlate=correlate)
+        return detections_of(candidates, found, verdict, frame, settings)
+
+    def detections(self, forward: Forward, image: int, settings: PostProcessing) -> Detections:
+        """Return the detections of one picture of a pass: `postprocess` of its `candidates`.
+
+        A family overrides this where it can leave most candidates out.
+        """
+        frame = forward.batch.frames[image]
+        return self.postprocess(self.candidates(forward, image), frame, settings)
 
     @abstractmethod
-    def tap(self, forward: Forward, image: int, layer: str, candidates: Tensor, labels: Tensor) -> Tap:
+    def tap(
+        self,
+        forward: Forward,
+        image: int,
+        layer: str,
+        candidates: Tensor,
+        labels: Tensor,
+        *,
+        exact: bool = False,
+    ) -> Tap:
         """Tap a layer for chosen candidates of one picture.
 
         Args:
@@ -323,9 +483,88 @@ class WhiteBoxDetector(Detector):
             layer: name in `layers`.
             candidates: int64 (N,), positions in `Candidates`.
             labels: int64 (N,), the class each was chosen for.
+            exact: where a head has norms whose statistics span a whole feature map (GroupNorm), differentiate
+                through the statistics too. By default they are held at their true values, so that the
+                gradient stays local to the candidate; for heads without them both are the same.
 
         Raises:
             ValueError: if there is no such layer, or the pass was made without ``keep``.
+        """
+
+    def taps(
+        self,
+        forward: Forward,
+        image: int,
+        layers: Sequence[str],
+        candidates: Tensor,
+        labels: Tensor,
+        *,
+        exact: bool = False,
+    ) -> Taps:
+        """Tap several layers for the same candidates; see `tap`."""
+        return Taps([self.tap(forward, image, layer, candidates, labels, exact=exact) for layer in layers])
+
+    def hold(self, forward: Forward, image: int, candidates: Tensor) -> dict[str, Tensor]:
+        """Return what `trace` must know to have the same candidates again on another version of a picture.
+
+        Args:
+            forward: of the picture itself.
+            image: position in the batch.
+            candidates: int64 (N,), positions in `Candidates`.
+
+        Returns:
+            ``candidates``, int64 (N,): where to find them in the pass of `trace`; and, by names of the
+            family's own, what it holds fixed besides, such as ``proposals``.
+        """
+        del forward, image
+        return {"candidates": candidates}
+
+    def trace(self, batch: Batch, held: Mapping[str, Tensor]) -> Trace:
+        """Run the network and keep the graph from the pixels to the pyramid's levels.
+
+        Args:
+            batch: versions of one picture; its pixels need not require a gradient.
+            held: from `hold`, to have the candidates of that pass; empty for the network's own.
+
+        Raises:
+            NotImplementedError: if the detector cannot; see `traces`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} keeps no graph down to its pixels")
+
+    def class_maps(self, forward: Forward, image: int, *, score: bool = False) -> list[Tensor]:
+        """Lay the class outputs of a dense head out on the levels.
+
+        Args:
+            forward: a pass.
+            image: position in the batch.
+            score: the final scores instead of what the head says before sigmoid or softmax.
+
+        Returns:
+            For each level float (A, K, H, W), A anchors of a cell; candidate i is anchor i % A of its cell.
+
+        Raises:
+            NotImplementedError: if the detector has no such head; see `dense`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no dense head over its levels")
+
+    @abstractmethod
+    def resume(self, forward: Forward, image: int, layer: str, maps: Sequence[Tensor]) -> Forward:
+        """Run the network on from a layer whose feature maps are changed, without gradients.
+
+        Maps that are those of `forward` give its outputs.
+
+        Args:
+            forward: a pass made with ``keep=True``.
+            image: position in the batch.
+            layer: a stage of the backbone, or ``level`` for all levels of the pyramid at once.
+            maps: float (M, C, H, W), M versions of the stage's map, or of each level's, finest first.
+
+        Returns:
+            A pass over M pictures, without what `tap` needs.
+
+        Raises:
+            ValueError: if the layer is neither, the pass was made without ``keep``, or the maps have not the
+                layer's shape.
         """
 
     def detect(self, images: Sequence[Tensor], settings: PostProcessing | None = None) -> list[Detections]:
@@ -338,6 +577,20 @@ class WhiteBoxDetector(Detector):
                     self.candidates(forward, image), batch.frames[image], settings or self.defaults
                 )
         return [found[position] for position in range(len(images))]
+
+
+def detections_of(
+    candidates: Candidates, found: Contenders, verdict: Verdict, frame: Frame, settings: PostProcessing
+) -> Detections:
+    """Return the contenders that stay, the best `max_detections` of them, in the image frame."""
+    keep = verdict.kept[: settings.max_detections]
+    return Detections(
+        boxes=frame.to_image(found.boxes[keep]),
+        labels=found.labels[keep],
+        scores=verdict.scores[: settings.max_detections],
+        class_scores=candidates.scores[found.candidates[keep]],
+        candidates=found.candidates[keep],
+    )
 
 
 def group_by_shape(shapes: Sequence[tuple[int, ...]]) -> list[list[int]]:

@@ -14,12 +14,14 @@ Letters: A anchors of a cell, s cells on a window's side.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from whybox.detectors.cells import Cells, gather
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,16 @@ class Tower:
         factors = []
         x = level
         for layer in self.layers:
-            y = layer(x)
+            if isinstance(layer, nn.GroupNorm):
+                x, statistics = group_norm(layer, x)
+                if keep:
+                    factors.append(_by_channel(layer, statistics.scale))
+                continue
+            x = layer(x)
             if keep and isinstance(layer, nn.ReLU):
-                factors.append(y > 0)
-            elif keep and not isinstance(layer, nn.Conv2d):
-                factors.append(_norm_scale(layer, x))
-            x = y
+                factors.append(x > 0)
+            elif keep and isinstance(layer, nn.BatchNorm2d):
+                factors.append(_by_channel(layer, _running_scale(layer).expand(x.shape[0], -1)))
         return {name: conv(x) for name, conv in self.outputs.items()}, factors
 
     @property
@@ -102,19 +108,41 @@ def _radius(conv: nn.Conv2d) -> int:
     return int(conv.kernel_size[0]) // 2
 
 
-def _norm_scale(layer: nn.Module, x: Tensor) -> Tensor:
-    """The factor by which a norm multiplies each channel of its input, its statistics held constant."""
-    if isinstance(layer, nn.GroupNorm):
-        variance = x.unflatten(1, (layer.num_groups, -1)).var((2, 3, 4), correction=0)  # [B, G]
-        scale = (variance + layer.eps).rsqrt().repeat_interleave(x.shape[1] // layer.num_groups, 1)
-    elif isinstance(layer, nn.BatchNorm2d) and layer.running_var is not None:
-        scale = (layer.running_var + layer.eps).rsqrt().expand(x.shape[0], -1)
-    else:
-        raise TypeError(f"expected GroupNorm, or BatchNorm2d with running statistics; got {layer}")
-    if layer.weight is not None:
-        scale = scale * layer.weight
-    factor: Tensor = scale[:, :, None, None]
-    return factor
+@dataclass(frozen=True)
+class Statistics:
+    """What a GroupNorm of G groups found in its input: `mean`, and `scale` = 1/σ, each float (B, G)."""
+
+    mean: Tensor
+    scale: Tensor
+
+
+def group_norm(layer: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Statistics]:
+    """Run a GroupNorm on (B, C, H, W): its own output, and the statistics that it computed for it."""
+    batch, channels, height, width = x.shape
+    y, mean, scale = torch.native_group_norm(
+        x.contiguous(),
+        layer.weight,
+        layer.bias,
+        batch,
+        channels,
+        height * width,
+        layer.num_groups,
+        layer.eps,
+    )
+    return y, Statistics(mean, scale)
+
+
+def _running_scale(layer: nn.BatchNorm2d) -> Tensor:
+    if layer.running_var is None:
+        raise TypeError(f"expected BatchNorm2d with running statistics; got {layer}")
+    return (layer.running_var + layer.eps).rsqrt()
+
+
+def _by_channel(layer: nn.GroupNorm | nn.BatchNorm2d, scale: Tensor) -> Tensor:
+    """The factor by which a norm multiplies each channel, its statistics held constant: (B, C, 1, 1)."""
+    channels = layer.num_channels if isinstance(layer, nn.GroupNorm) else layer.num_features
+    factor = scale.repeat_interleave(channels // scale.shape[1], 1)
+    return (factor if layer.weight is None else factor * layer.weight)[:, :, None, None]
 
 
 @dataclass(frozen=True)
@@ -125,6 +153,11 @@ class Places:
     columns: Tensor
     rows: Tensor
     anchors: Tensor
+
+    def around(self, cells: Cells, radius: int) -> Tensor:
+        """Number the cells of the windows around all places: int64 (N, s, s), s = 2·radius + 1."""
+        corners = torch.stack([self.columns, self.rows], 1) - radius
+        return cells.windows(self.levels, corners, (2 * radius + 1, 2 * radius + 1))
 
     def __getitem__(self, keep: Tensor) -> Places:
         return Places(self.levels[keep], self.columns[keep], self.rows[keep], self.anchors[keep])
@@ -147,89 +180,71 @@ def locate(candidates: Tensor, sizes: Sequence[tuple[int, int]], anchors: int) -
     return Places(levels, cell % widths, cell // widths, inside % anchors)
 
 
-def gather_windows(maps: Sequence[Tensor], places: Places, radius: int) -> Tensor:
-    """Cut a window around each place out of its level's map, zero outside the map.
-
-    Args:
-        maps: for each level, (C, H, W).
-        places: N of them.
-        radius: windows have 2·radius + 1 cells on a side.
-
-    Returns:
-        (N, C, 2·radius + 1, 2·radius + 1), of the maps' dtype.
-    """
-    side = 2 * radius + 1
-    steps = torch.arange(side, device=places.rows.device)
-    windows = maps[0].new_zeros((len(places.rows), maps[0].shape[0], side, side))
-    for level in places.levels.unique().tolist():
-        here = torch.where(places.levels == level)[0]
-        padded = F.pad(maps[level], (radius,) * 4)  # [C, H + 2r, W + 2r]
-        rows = (places.rows[here, None] + steps)[:, :, None]
-        columns = (places.columns[here, None] + steps)[:, None, :]
-        windows[here] = padded[:, rows, columns].transpose(0, 1)
-    return windows
-
-
-def inside(sizes: Sequence[tuple[int, int]], places: Places, radius: int) -> Tensor:
-    """Say which cells of the windows lie on their level: bool (N, 1, s, s), s = 2·radius + 1."""
-    steps = torch.arange(-radius, radius + 1, device=places.rows.device)
-    limits = torch.tensor(sizes, device=places.rows.device)[places.levels]  # [N, 2]
-    rows, columns = places.rows[:, None] + steps, places.columns[:, None] + steps
-    on_rows = (rows >= 0) & (rows < limits[:, :1])
-    on_columns = (columns >= 0) & (columns < limits[:, 1:])
-    return (on_rows[:, :, None] & on_columns[:, None, :])[:, None]
-
-
 def pull_back(
     tower: Tower,
-    factors: Sequence[Sequence[Tensor]],
-    sizes: Sequence[tuple[int, int]],
-    seeds: dict[str, Tensor],
+    factors: Sequence[Tensor],
+    cells: Cells,
+    seeds: Mapping[str, Tensor],
     places: Places,
 ) -> Tensor:
     """Pull gradients of a tower's outputs back to the tower's input.
 
     Args:
         tower: the tower.
-        factors: for each level, what `Tower.run` kept, of one picture: (C, H, W) or (C, 1, 1) each.
-        sizes: (H, W) of each level.
+        factors: for each layer that is no convolution, a table of `cells` for a ReLU, (L, C) for a norm.
+        cells: of the L levels.
         seeds: output name → float (N, T, width), gradient of T scalars of each candidate by its outputs.
         places: of the N candidates.
 
     Returns:
-        float (N, T, C, s, s) with s = 2·reach + 1, centred on the candidate's cell. Cells outside the level
-        are zero.
+        float (N, T, s, s, C) with s = 2·reach + 1, centred on the candidate's cell. Cells outside the level
+        are not zero, but mean nothing.
     """
-    radius = max(_radius(conv) for conv in tower.outputs.values())
-    gradient = torch.stack(
-        [_seed(conv, seeds[name], places.anchors, radius) for name, conv in tower.outputs.items()]
-    ).sum(0)  # [N, T, C, k, k]
-    position = len(factors[0])
+    gradient = seed_gradients(tower, seeds, places.anchors)
+    radius = gradient.shape[2] // 2
+    position = len(factors)
     for layer in reversed(tower.layers):
         if isinstance(layer, nn.Conv2d):
-            pulled = F.conv_transpose2d(gradient.flatten(0, 1), layer.weight)
-            gradient = pulled.unflatten(0, gradient.shape[:2])
+            # A view of layout (N·T, C, s, s) whose channels are innermost in memory.
+            pulled = F.conv_transpose2d(gradient.flatten(0, 1).permute(0, 3, 1, 2), layer.weight)
+            gradient = pulled.permute(0, 2, 3, 1).unflatten(0, gradient.shape[:2])
             radius += _radius(layer)
             continue
         position -= 1
-        kept = [level[position] for level in factors]
         if isinstance(layer, nn.ReLU):
-            gradient *= gather_windows(kept, places, radius)[:, None]
+            kept = gather(factors[position], places.around(cells, radius)).to(gradient.dtype)
+            gradient *= kept[:, None]
         else:
-            gradient *= torch.stack(kept)[places.levels][:, None]
-    gradient *= inside(sizes, places, radius)[:, None]
+            gradient *= factors[position][places.levels][:, None, None, None]
     return gradient
 
 
+def seed_gradients(tower: Tower, seeds: Mapping[str, Tensor], anchors: Tensor) -> Tensor:
+    """Gradients by the input of a tower's output convolutions.
+
+    Args:
+        tower: the tower.
+        seeds: output name → float (N, T, width), gradient by the candidates' outputs.
+        anchors: int64 (N,), of the candidates.
+
+    Returns:
+        float (N, T, k, k, C), centred on the candidate's cell; k is the widest output convolution's.
+    """
+    radius = max(_radius(conv) for conv in tower.outputs.values())
+    parts = [_seed(conv, seeds[name], anchors, radius) for name, conv in tower.outputs.items()]
+    return torch.stack(parts).sum(0)
+
+
 def _seed(conv: nn.Conv2d, seeds: Tensor, anchors: Tensor, radius: int) -> Tensor:
-    """Gradient by an output convolution's input: (N, T, C, k, k), centred on the cell."""
-    width = seeds.shape[2]
-    gradient = seeds.new_zeros((*seeds.shape[:2], conv.in_channels, *conv.kernel_size))
+    """Gradient by an output convolution's input: (N, T, k, k, C), centred on the cell."""
+    width, side = seeds.shape[2], int(conv.kernel_size[0])
+    gradient = seeds.new_empty((*seeds.shape[:2], side, side, conv.in_channels))
+    weights = conv.weight.unflatten(0, (-1, width)).permute(0, 1, 3, 4, 2)  # [A, width, k, k, C]
     for anchor in anchors.unique().tolist():
         here = torch.where(anchors == anchor)[0]
-        weight = conv.weight[anchor * width : (anchor + 1) * width].flatten(1)  # [width, C·k·k]
-        gradient[here] = (seeds[here] @ weight).unflatten(2, gradient.shape[2:])
-    return F.pad(gradient, (radius - _radius(conv),) * 4)
+        gradient[here] = torch.tensordot(seeds[here], weights[anchor], 1)
+    spare = radius - _radius(conv)
+    return F.pad(gradient, (0, 0, *(spare,) * 4)) if spare else gradient
 
 
 def chunks(length: int, size: int) -> Iterator[slice]:

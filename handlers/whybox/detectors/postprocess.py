@@ -1,4 +1,4 @@
-"""From candidates to detections, the same for every family that ends in thresholds and NMS."""
+"""From candidates to those that enter suppression: the same for every family that ends in NMS."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import torch
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
-from whybox.detectors.base import Candidates, Detections, Frame, PostProcessing
-from whybox.nms import suppress
+from whybox.detectors.base import Candidates, Contenders, Frame, PostProcessing
 
 
-def postprocess(
+def contenders(
     candidates: Candidates,
     frame: Frame,
     settings: PostProcessing,
     *,
     group_limit: int | None = None,
+    class_limit: int | None = None,
     min_side: float = 0.0,
-) -> Detections:
-    """Threshold, limit each group, clip to the picture, suppress duplicates, keep the best.
+) -> Contenders:
+    """Threshold, limit each group, clip to the picture.
 
     The order is torchvision's, so that equal settings give equal detections.
 
@@ -27,38 +27,35 @@ def postprocess(
         frame: where the picture sits in the network's input.
         settings: thresholds and limits.
         group_limit: most (candidate, class) pairs that enter NMS from each group; None for no limit.
+        class_limit: most candidates of each class that enter; None for no limit.
         min_side: boxes with a shorter side after clipping, in network pixels, are dropped.
     """
     rows, labels = _above(candidates, settings.score_threshold, group_limit)
+    if class_limit is not None:
+        best = _best_of_each(candidates.scores[rows, labels], labels, class_limit)
+        rows, labels = rows[best], labels[best]
     scores = candidates.scores[rows, labels]
-    boxes = candidates.boxes[rows, labels] if candidates.boxes.ndim == 3 else candidates.boxes[rows]
-    boxes = clip_boxes_to_image(boxes, (frame.network_height, frame.network_width))
-    wide = ((boxes[:, 2:] - boxes[:, :2]) >= min_side).all(1)
-    boxes, scores, labels, rows = boxes[wide], scores[wide], labels[wide], rows[wide]
-    keep = suppress(boxes, scores, labels, kind=settings.nms, iou_threshold=settings.iou_threshold)
-    keep = keep[: settings.max_detections]
-    return Detections(
-        boxes=frame.to_image(boxes[keep]),
-        labels=labels[keep],
-        scores=scores[keep],
-        class_scores=candidates.scores[rows[keep]],
-        candidates=rows[keep],
+    boxes = clip_boxes_to_image(
+        candidates.boxes_of(rows, labels), (frame.network_height, frame.network_width)
     )
+    wide = ((boxes[:, 2:] - boxes[:, :2]) >= min_side).all(1)
+    return Contenders(boxes[wide], labels[wide], scores[wide], rows[wide])
 
 
 def _above(candidates: Candidates, threshold: float, group_limit: int | None) -> tuple[Tensor, Tensor]:
     """Return the (candidate, class) pairs above the threshold, the best `group_limit` of each group."""
+    rows, labels = torch.where(candidates.scores > threshold)
     if group_limit is None:
-        rows, labels = torch.where(candidates.scores > threshold)
         return rows, labels
-    chosen = []
-    classes = candidates.scores.shape[1]
-    for group in candidates.groups.unique():
-        members = torch.where(candidates.groups == group)[0]
-        scores = candidates.scores[members].flatten()
-        above = torch.where(scores > threshold)[0]
-        best = scores[above].topk(min(group_limit, len(above))).indices
-        pairs = above[best]
-        chosen.append(torch.stack([members[pairs // classes], pairs % classes]))
-    rows, labels = torch.cat(chosen, 1)
-    return rows, labels
+    best = _best_of_each(candidates.scores[rows, labels], candidates.groups[rows], group_limit)
+    return rows[best], labels[best]
+
+
+def _best_of_each(scores: Tensor, groups: Tensor, limit: int) -> Tensor:
+    """Return the positions of the best `limit` of each group, group by group, best first."""
+    order = torch.argsort(scores, descending=True, stable=True)
+    order = order[torch.argsort(groups[order], stable=True)]
+    counts = torch.bincount(groups, minlength=1)
+    starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    rank = torch.arange(len(order), device=order.device) - starts
+    return order[rank < limit]

@@ -15,6 +15,7 @@ background.
 | `fcos` | 8 16 32 | one a cell, 1 stride | 1.5 M |
 | `faster-rcnn` | 8 16 32 | 2.5 strides · {0.9, 1.35} | 2.3 M |
 | `mask-rcnn` | 8 16 32 | 2.5 strides · {0.9, 1.35} | 2.5 M |
+| `ssd` | 8 16 32, stages as they are | 2.25 and 3.4 strides; 2.5 and 3.75; 2.8 and 4.2 | 1.3 M |
 
 The single-stage anchors follow the published ratio. The two-stage detectors may start at stride 8: RoIAlign
 reads the features at the object's own scale.
@@ -26,6 +27,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from torch import Tensor, nn
+from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -34,6 +36,7 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.rpn import RPNHead
+from torchvision.models.detection.ssd import SSD, SSDHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import MultiScaleRoIAlign
@@ -97,6 +100,21 @@ class SmallBody(nn.Module):
             )
             self.add_module(f"layer{number}", BasicBlock(before, channels, stride=2, downsample=shortcut))
             before = channels
+
+
+class StageBackbone(nn.Module):
+    """Stages from `layer2` on as they are, where others have a pyramid: named as in `BackboneWithFPN`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = IntermediateLayerGetter(SmallBody(), {f"layer{i + 2}": str(i) for i in range(3)})
+        self.fpn = nn.Identity()
+        self.out_channels = list(STAGE_CHANNELS[1:])
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Pictures [B, 3, H, W] → level name → [B, C, H, W]."""
+        levels: dict[str, Tensor] = self.fpn(self.body(pixels))
+        return levels
 
 
 def build_small(architecture: str, num_classes: int) -> nn.Module:
@@ -200,10 +218,26 @@ def _mask_rcnn(outputs: int) -> MaskRCNN:
     )
 
 
+def _ssd(outputs: int) -> SSD:
+    """An SSD whose default boxes are given in pixels, so that it takes pictures of any size."""
+    backbone = StageBackbone()
+    return SSD(
+        backbone,
+        AnchorGenerator(_PROPOSAL_SIDES, ((1.0,),) * len(_PROPOSAL_SIDES)),
+        (MAX_SIDE, MAX_SIDE),
+        outputs,
+        head=SSDHead(backbone.out_channels, [2, 2, 2], outputs),
+        nms_thresh=0.5,
+        topk_candidates=300,
+        detections_per_img=100,
+    )
+
+
 ARCHITECTURES: Final[dict[str, Callable[[int], nn.Module]]] = {
     "retinanet": _retinanet,
     "fcos": _fcos,
     "faster-rcnn": _faster_rcnn,
     "mask-rcnn": _mask_rcnn,
+    "ssd": _ssd,
 }
 """Name → builder; the builder's argument counts the background."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -13,10 +15,12 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.ssd import SSD
 
 from whybox.detectors.base import (
     Batch,
     Candidates,
+    Contenders,
     Detections,
     Forward,
     Frame,
@@ -25,28 +29,25 @@ from whybox.detectors.base import (
     Outputs,
     PostProcessing,
     Tap,
+    Trace,
     WhiteBoxDetector,
     group_by_shape,
     require_images,
 )
 from whybox.detectors.dense import Tower, locate
-from whybox.detectors.postprocess import postprocess
-from whybox.detectors.taps import (
-    DenseHead,
-    DenseLevelTap,
-    Regions,
-    RoiLevelTap,
-    RoiTap,
-    StageTap,
-    level_grids,
-)
+from whybox.detectors.postprocess import contenders
+from whybox.detectors.roi_taps import Regions, RoiLevelTap, RoiTap
+from whybox.detectors.stage_taps import SharedTaps, StageTap, Upward
+from whybox.detectors.taps import DenseHead, DenseLevelTap, PerLevelTap, level_grids
+from whybox.detectors.whole_level import WholeLevelTap, spans_level
 
 
 def wrap(model: nn.Module, labels: Sequence[str], *, background: bool = False) -> TorchvisionDetector:
     """Wrap a torchvision detection model.
 
     Args:
-        model: a RetinaNet, FCOS, FasterRCNN or MaskRCNN; it is put in evaluation mode, its weights frozen.
+        model: a RetinaNet, FCOS, FasterRCNN, MaskRCNN or SSD; it is put in evaluation mode, its weights
+            frozen.
         labels: the classes' names, background left out.
         background: the first class of a one-stage head is an unused background (so in torchvision's COCO
             weights); R-CNN heads always have one.
@@ -55,11 +56,14 @@ def wrap(model: nn.Module, labels: Sequence[str], *, background: bool = False) -
         TypeError: for another model.
         ValueError: if the number of labels does not fit the head.
     """
+    from whybox.detectors.torchvision_ssd import SsdDetector  # which builds on this module
+
     kinds: dict[type, type[TorchvisionDetector]] = {
         RetinaNet: RetinaNetDetector,
         FCOS: FcosDetector,
         FasterRCNN: RcnnDetector,
         MaskRCNN: RcnnDetector,
+        SSD: SsdDetector,
     }
     for kind, detector in kinds.items():
         if isinstance(model, kind):
@@ -69,6 +73,8 @@ def wrap(model: nn.Module, labels: Sequence[str], *, background: bool = False) -
 
 class TorchvisionDetector(WhiteBoxDetector):
     """What torchvision's detectors share: the transform, the body and the FPN."""
+
+    traces = True
 
     def __init__(self, model: Any, labels: Sequence[str], *, background: bool) -> None:
         """See `wrap`."""
@@ -118,12 +124,7 @@ class TorchvisionDetector(WhiteBoxDetector):
     @torch.no_grad()
     def forward(self, batch: Batch, *, keep: bool = False) -> Forward:
         """See `WhiteBoxDetector.forward`."""
-        stages: dict[str, Tensor] = {}
-        x = batch.pixels
-        for name, module in self.model.backbone.body.items():
-            x = module(x)
-            if next(module.children(), None) is not None:  # a stage, not a lone convolution or ReLU
-                stages[name] = x
+        stages = self._body(batch.pixels)
         levels = self._pyramid(stages)
         forward = Forward(batch, stages, levels)
         self.run_head(forward, keep=keep)
@@ -131,23 +132,95 @@ class TorchvisionDetector(WhiteBoxDetector):
             forward.stages = {}
         return forward
 
-    def tap(self, forward: Forward, image: int, layer: str, candidates: Tensor, labels: Tensor) -> Tap:
+    def trace(self, batch: Batch, held: Mapping[str, Tensor]) -> Trace:
+        """See `WhiteBoxDetector.trace`."""
+        with torch.enable_grad():
+            pixels = batch.pixels.detach().requires_grad_()
+            stages = self._body(pixels)
+            levels = self._pyramid(stages)
+        own = {name: level.detach() for name, level in levels.items()}
+        forward = Forward(batch, {name: stage.detach() for name, stage in stages.items()}, own)
+        with torch.no_grad():
+            self._held_head(forward, held)
+        return Trace(forward, pixels, list(levels.values()))
+
+    def _held_head(self, forward: Forward, held: Mapping[str, Tensor]) -> None:
+        """Run the head for a trace; anchors are the same in every pass."""
+        del held
+        self.run_head(forward, keep=True)
+
+    def tap(
+        self,
+        forward: Forward,
+        image: int,
+        layer: str,
+        candidates: Tensor,
+        labels: Tensor,
+        *,
+        exact: bool = False,
+    ) -> Tap:
         """See `WhiteBoxDetector.tap`."""
-        if layer not in self.layers:
-            raise ValueError(f"layer is one of {', '.join(self.layers)}; got {layer!r}")
+        return self.taps(forward, image, [layer], candidates, labels, exact=exact).taps[0]
+
+    def taps(
+        self,
+        forward: Forward,
+        image: int,
+        layers: Sequence[str],
+        candidates: Tensor,
+        labels: Tensor,
+        *,
+        exact: bool = False,
+    ) -> SharedTaps:
+        """See `WhiteBoxDetector.taps`; the head's part is computed once for all layers."""
+        for layer in layers:
+            if layer not in self.layers:
+                raise ValueError(f"layer is one of {', '.join(self.layers)}; got {layer!r}")
         if not forward.stages:
             raise ValueError("expected a forward pass made with keep=True")
-        if self.layers[layer].kind != "stage":
-            return self._local_tap(forward, image, layer, candidates, labels)
-        level_tap = self._local_tap(forward, image, "level", candidates, labels)
-        assert isinstance(level_tap, DenseLevelTap | RoiLevelTap)
-        stage = forward.stages[layer][image]
-        return StageTap(
+        local = self._local_taps(forward, image, candidates, labels, exact=exact)
+        names = [name for name in self.layers if name in layers and self.layers[name].kind == "stage"]
+        stages = [forward.stages[name][image] for name in names]
+        level_tap = local["level"]
+        assert isinstance(level_tap, DenseLevelTap | PerLevelTap | RoiLevelTap)
+        upward = Upward(
             level_tap,
-            lambda activation: self._upper(layer, activation, forward, image),
-            stage,
-            _grids(forward, image, [stage], torch.zeros_like(candidates)),
+            stages,
+            lambda lowest: self._upward(names, lowest, forward, image),
         )
+        one = torch.zeros_like(candidates)  # every candidate sees the same, only map
+        for position, (name, stage) in enumerate(zip(names, stages, strict=True)):
+            local[name] = StageTap(upward, position, grids_of(forward, image, [stage], one))
+        return SharedTaps([local[layer] for layer in layers], upward)
+
+    def _body(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Run the backbone: its stages, in order."""
+        stages: dict[str, Tensor] = {}
+        x = pixels
+        for name, module in self.model.backbone.body.items():
+            x = module(x)
+            if next(module.children(), None) is not None:  # a stage, not a lone convolution or ReLU
+                stages[name] = x
+        return stages
+
+    @torch.no_grad()
+    def resume(self, forward: Forward, image: int, layer: str, maps: Sequence[Tensor]) -> Forward:
+        """See `WhiteBoxDetector.resume`."""
+        if not forward.stages:
+            raise ValueError("expected a forward pass made with keep=True")
+        if layer != "level" and layer not in forward.stages:
+            raise ValueError(f"layer is one of level, {', '.join(forward.stages)}; got {layer!r}")
+        own = list(forward.levels.values()) if layer == "level" else [forward.stages[layer]]
+        if [m.shape[1:] for m in maps] != [m.shape[1:] for m in own]:
+            raise ValueError(f"expected maps of the shapes of layer {layer!r}")
+        levels = list(maps) if layer == "level" else self._upper(layer, maps[0], forward, image)
+        count = len(maps[0])
+        levels = [x.expand(count, -1, -1, -1) for x in levels]  # one that does not depend on the maps is one
+        pixels = forward.batch.pixels[image : image + 1].expand(count, -1, -1, -1)
+        batch = Batch(pixels, (forward.batch.frames[image],) * count)
+        resumed = Forward(batch, {}, dict(zip(forward.levels, levels, strict=True)))
+        self.run_head(resumed)
+        return resumed
 
     def _pyramid(self, stages: Mapping[str, Tensor]) -> dict[str, Tensor]:
         features = OrderedDict(
@@ -157,11 +230,21 @@ class TorchvisionDetector(WhiteBoxDetector):
 
     def _upper(self, stage: str, activation: Tensor, forward: Forward, image: int) -> list[Tensor]:
         """Run the network from a stage's map (1, C, H, W) to all levels."""
+        return self._upward([stage], activation, forward, image)[0]
+
+    def _upward(
+        self, names: Sequence[str], activation: Tensor, forward: Forward, image: int
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Run the network from the map (1, C, H, W) of the first of some stages, which come in order.
+
+        Returns:
+            All levels, and the maps of the stages.
+        """
         below = True
         stages = {}
         x = activation
         for name, module in self.model.backbone.body.items():
-            if name == stage:
+            if name == names[0]:
                 stages[name] = x
                 below = False
             elif below and name in forward.stages:
@@ -169,7 +252,7 @@ class TorchvisionDetector(WhiteBoxDetector):
             elif not below:
                 x = module(x)
                 stages[name] = x
-        return list(self._pyramid(stages).values())
+        return list(self._pyramid(stages).values()), [stages[name] for name in names]
 
     def _find_layers(self) -> dict[str, Layer]:
         """Run a small black picture through the network to see what its layers look like."""
@@ -202,12 +285,16 @@ class TorchvisionDetector(WhiteBoxDetector):
         """Run the head over all levels and leave its outputs in `forward.extra`."""
 
     @abstractmethod
-    def _local_tap(self, forward: Forward, image: int, layer: str, candidates: Tensor, labels: Tensor) -> Tap:
-        """Tap a layer that is local to the candidate."""
+    def _local_taps(
+        self, forward: Forward, image: int, candidates: Tensor, labels: Tensor, *, exact: bool
+    ) -> dict[str, Tap]:
+        """Tap ``level``, and the other layers that are local to the candidate, by name."""
 
 
 class OneStageDetector(TorchvisionDetector):
     """RetinaNet and FCOS: towers over every level, one candidate for each anchor."""
+
+    dense = True
 
     @cached_property
     def towers(self) -> list[Tower]:
@@ -229,16 +316,27 @@ class OneStageDetector(TorchvisionDetector):
             0
         ]  # [N, 4], the same for every picture
         per_cell = len(anchors) // sum(h * w for h, w in self._level_sizes(forward))
-        runs = [[tower.run(level, keep=keep) for level in levels] for tower in self.towers]
+        outputs, factors = self._run_towers(levels, keep=keep)
         forward.extra["anchors"] = anchors
         forward.extra["per_cell"] = per_cell
         forward.extra["raw"] = {
-            name: torch.cat([_by_candidate(outputs[name], per_cell) for outputs, _ in run], 1)
-            for run in runs
-            for name in run[0][0]
+            name: torch.cat([_by_candidate(output, per_cell) for output in of_levels], 1)
+            for name, of_levels in outputs.items()
         }
         if keep:
-            forward.extra["factors"] = [[factors for _, factors in run] for run in runs]
+            forward.extra["factors"] = factors
+
+    def _run_towers(
+        self, levels: Sequence[Tensor], *, keep: bool
+    ) -> tuple[dict[str, list[Tensor]], list[list[list[Tensor]]]]:
+        """Run the towers on all levels.
+
+        Returns:
+            Outputs of each level by name, and for each tower and level what `Tower.run` kept.
+        """
+        runs = [[tower.run(level, keep=keep) for level in levels] for tower in self.towers]
+        outputs = {name: [made[name] for made, _ in run] for run in runs for name in run[0][0]}
+        return outputs, [[kept for _, kept in run] for run in runs]
 
     def candidates(self, forward: Forward, image: int) -> Candidates:
         """See `WhiteBoxDetector.candidates`."""
@@ -248,9 +346,38 @@ class OneStageDetector(TorchvisionDetector):
         groups = torch.arange(len(counts)).repeat_interleave(counts).to(boxes.device)
         return Candidates(boxes, scores, groups)
 
-    def postprocess(self, candidates: Candidates, frame: Frame, settings: PostProcessing) -> Detections:
-        """See `WhiteBoxDetector.postprocess`."""
-        return postprocess(candidates, frame, settings, group_limit=self.model.topk_candidates)
+    def detections(self, forward: Forward, image: int, settings: PostProcessing) -> Detections:
+        """See `WhiteBoxDetector.detections`; only what can pass the threshold is decoded."""
+        raw = {name: value[image] for name, value in forward.extra["raw"].items()}
+        highest = raw["logits"][:, self.first :].amax(1)
+        rows = torch.where(highest > self._least_logit(settings.score_threshold))[0]
+        scores, boxes = self._decode(
+            {name: value[rows] for name, value in raw.items()}, forward.extra["anchors"][rows]
+        )
+        counts = [h * w * forward.extra["per_cell"] for h, w in self._level_sizes(forward)]
+        groups = torch.bucketize(rows, torch.tensor(counts, device=rows.device).cumsum(0), right=True)
+        found = self.postprocess(Candidates(boxes, scores, groups), forward.batch.frames[image], settings)
+        return replace(found, candidates=rows[found.candidates])
+
+    def _least_logit(self, threshold: float) -> float:
+        """Return a class logit that every candidate has passed whose score is above the threshold."""
+        del threshold
+        return -math.inf
+
+    def contenders(self, candidates: Candidates, frame: Frame, settings: PostProcessing) -> Contenders:
+        """See `WhiteBoxDetector.contenders`."""
+        return contenders(candidates, frame, settings, group_limit=self.model.topk_candidates)
+
+    def class_maps(self, forward: Forward, image: int, *, score: bool = False) -> list[Tensor]:
+        """See `WhiteBoxDetector.class_maps`."""
+        logits = forward.extra["raw"]["logits"][image][:, self.first :]  # [N, K]
+        values = self.candidates(forward, image).scores if score else logits
+        sizes, anchors = self._level_sizes(forward), forward.extra["per_cell"]
+        parts = values.split([h * w * anchors for h, w in sizes])
+        return [
+            part.view(h, w, anchors, -1).permute(2, 3, 0, 1)
+            for part, (h, w) in zip(parts, sizes, strict=True)
+        ]
 
     def _head_classes(self) -> int:
         return int(self.model.head.classification_head.num_classes)
@@ -259,8 +386,9 @@ class OneStageDetector(TorchvisionDetector):
         model = self.model
         return PostProcessing(model.score_thresh, model.detections_per_img, "iou", model.nms_thresh)
 
-    def _local_tap(self, forward: Forward, image: int, layer: str, candidates: Tensor, labels: Tensor) -> Tap:
-        del layer  # the level is the only local one
+    def _local_taps(
+        self, forward: Forward, image: int, candidates: Tensor, labels: Tensor, *, exact: bool
+    ) -> dict[str, Tap]:
         extra = forward.extra
         head = DenseHead(
             self.towers,
@@ -273,11 +401,11 @@ class OneStageDetector(TorchvisionDetector):
 
         def outputs(raw: Mapping[str, Tensor]) -> Outputs:
             scores, sides = self._decode(raw, anchors)
-            return Outputs(scores, sides, labels)
+            return Outputs(scores, sides, labels, raw["logits"][:, self.first :])
 
-        return DenseLevelTap(
-            head, places, raw, outputs, _grids(forward, image, head.levels, places.levels), outputs(raw).sides
-        )
+        grids = grids_of(forward, image, head.levels, places.levels)
+        kind = WholeLevelTap if exact and any(map(spans_level, self.towers)) else DenseLevelTap
+        return {"level": kind(head, places, raw, outputs, grids, outputs(raw).sides)}
 
 
 class RetinaNetDetector(OneStageDetector):
@@ -293,6 +421,9 @@ class RetinaNetDetector(OneStageDetector):
     def _decode(self, raw: Mapping[str, Tensor], anchors: Tensor) -> tuple[Tensor, Tensor]:
         scores = raw["logits"][:, self.first :].sigmoid()
         return scores, self.model.head.regression_head.box_coder.decode_single(raw["deltas"], anchors)
+
+    def _least_logit(self, threshold: float) -> float:
+        return _logit(threshold)
 
 
 class FcosDetector(OneStageDetector):
@@ -310,6 +441,9 @@ class FcosDetector(OneStageDetector):
         # The root of the product of two sigmoids; in logarithms its derivative stays finite.
         scores = (0.5 * (logsigmoid(logits) + logsigmoid(raw["centerness"]))).exp()
         return scores, self.model.box_coder.decode(raw["distances"].relu(), anchors)
+
+    def _least_logit(self, threshold: float) -> float:
+        return _logit(threshold**2)  # of a candidate whose centre-ness is 1
 
 
 class RcnnDetector(TorchvisionDetector):
@@ -330,8 +464,25 @@ class RcnnDetector(TorchvisionDetector):
     def run_head(self, forward: Forward, *, keep: bool = False) -> None:
         """See `TorchvisionDetector.run_head`."""
         del keep  # regions are pooled again for the chosen candidates: cheaper than keeping all of them
+        proposals, _ = self.model.rpn(_image_list(forward.batch), forward.levels, None)
+        self._run_regions(forward, proposals)
+
+    def hold(self, forward: Forward, image: int, candidates: Tensor) -> dict[str, Tensor]:
+        """See `WhiteBoxDetector.hold`: the proposals of the candidates, in the network frame."""
+        return {
+            "candidates": torch.arange(len(candidates), device=candidates.device),
+            "proposals": forward.extra["proposals"][image][candidates],
+        }
+
+    def _held_head(self, forward: Forward, held: Mapping[str, Tensor]) -> None:
+        if "proposals" not in held:
+            self.run_head(forward, keep=True)
+        else:
+            self._run_regions(forward, [held["proposals"]] * len(forward.batch.frames))
+
+    def _run_regions(self, forward: Forward, proposals: list[Tensor]) -> None:
+        """Run the box head over proposals (N, 4) of each picture, network frame."""
         images = _image_list(forward.batch)
-        proposals, _ = self.model.rpn(images, forward.levels, None)
         features = self.model.roi_heads.box_roi_pool(forward.levels, proposals, images.image_sizes)
         raw = self._box_head(features)
         counts = [len(p) for p in proposals]
@@ -352,11 +503,14 @@ class RcnnDetector(TorchvisionDetector):
             boxes[:, self.first :], scores, proposals.new_zeros(len(proposals), dtype=torch.int64)
         )
 
-    def postprocess(self, candidates: Candidates, frame: Frame, settings: PostProcessing) -> Detections:
-        """See `WhiteBoxDetector.postprocess`."""
-        return postprocess(candidates, frame, settings, min_side=1e-2)
+    def contenders(self, candidates: Candidates, frame: Frame, settings: PostProcessing) -> Contenders:
+        """See `WhiteBoxDetector.contenders`."""
+        return contenders(candidates, frame, settings, min_side=1e-2)
 
-    def _local_tap(self, forward: Forward, image: int, layer: str, candidates: Tensor, labels: Tensor) -> Tap:
+    def _local_taps(
+        self, forward: Forward, image: int, candidates: Tensor, labels: Tensor, *, exact: bool
+    ) -> dict[str, Tap]:
+        del exact  # a box head sees one region: nothing of it is held
         heads = self.model.roi_heads
         pool = heads.box_roi_pool
         proposals = forward.extra["proposals"][image][candidates]
@@ -368,23 +522,28 @@ class RcnnDetector(TorchvisionDetector):
         def outputs(raw: Mapping[str, Tensor], picks: Tensor) -> Outputs:
             columns = (labels[picks, None] + self.first) * 4 + torch.arange(4, device=picks.device)
             sides = heads.box_coder.decode_single(raw["deltas"].gather(1, columns), proposals[picks])
-            return Outputs(raw["logits"].softmax(1)[:, self.first :], sides, labels[picks])
+            logits = raw["logits"]
+            return Outputs(logits.softmax(1)[:, self.first :], sides, labels[picks], logits[:, self.first :])
 
         raw = {name: value[image][candidates] for name, value in forward.extra["raw"].items()}
         boxes = outputs(raw, torch.arange(len(candidates), device=proposals.device)).sides
         tap = RoiTap(regions, levels, self._box_head, outputs, boxes)
-        return (
-            tap
-            if layer == "roi"
-            else RoiLevelTap(tap, _grids(forward, image, forward.levels.values(), pooled_from))
-        )
+        grids = grids_of(forward, image, forward.levels.values(), pooled_from)
+        return {"level": RoiLevelTap(tap, grids), "roi": tap}
 
 
-def _grids(forward: Forward, image: int, maps: Iterable[Tensor], which: Tensor) -> Grids:
+def grids_of(forward: Forward, image: int, maps: Iterable[Tensor], which: Tensor) -> Grids:
     """Grids of whole maps (..., H, W), and which of them each candidate has: int64 (N,)."""
     padded = forward.batch.pixels.shape
     sizes = [(m.shape[-2], m.shape[-1]) for m in maps]
     return level_grids(forward.batch.frames[image], (padded[2], padded[3]), sizes, which)
+
+
+def _logit(score: float) -> float:
+    """The inverse of the sigmoid, a little less for what rounding may do."""
+    if not 0 < score < 1:
+        return math.copysign(math.inf, score - 0.5)
+    return math.log(score / (1 - score)) - 1e-3
 
 
 def _image_list(batch: Batch) -> ImageList:

@@ -1,7 +1,13 @@
 """Explanation methods, one file each, and their registry."""
 
+from whybox.methods.activation import Activation
 from whybox.methods.base import Method
+from whybox.methods.class_slices import ClassSlices
+from whybox.methods.drise import DRise
+from whybox.methods.grad_cam import GradCam, GradCamPlusPlus
+from whybox.methods.mask_out import MaskOut
 from whybox.methods.odam import Odam
+from whybox.methods.odsmoothgrad import OdSmoothGrad
 
 METHODS: dict[str, Method] = {}
 
@@ -18,3 +24,10 @@ def register(method: Method) -> None:
 
 
 register(Odam())
+register(GradCam())
+register(GradCamPlusPlus())
+register(Activation())
+register(ClassSlices())
+register(DRise())
+register(MaskOut())
+register(OdSmoothGrad())

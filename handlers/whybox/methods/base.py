@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from whybox.detectors.base import Detections, Detector, Forward, Outputs, Target
+from whybox.detectors.base import Detections, Detector, Forward, Outputs, PostProcessing, Target
 from whybox.patience import Patience
 
 SIDES = ("x1", "y1", "x2", "y2")
@@ -76,6 +76,8 @@ class Question:
         memory: bytes that the work may take beside the model and its forward pass.
         samples: to draw in all; None for the method's own number.
         seconds: after which no more samples are drawn; None for no such limit.
+        settings: the post-processing that found the detections; None for the detector's own.
+        warnings: what the reader of the maps must know; methods add to it.
     """
 
     forward: Forward
@@ -91,6 +93,8 @@ class Question:
     memory: int = 2 * 2**30
     samples: int | None = None
     seconds: float | None = None
+    settings: PostProcessing | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
 class Method(ABC):
@@ -162,21 +166,30 @@ class Method(ABC):
         """Make the maps; the question has been checked and has at least one detection."""
 
 
-def scalar(target: str, labels: Sequence[str]) -> Target:
+def scalar(target: str, labels: Sequence[str], *, score: str = "score") -> Target:
     """Turn a target's name into a scalar of a candidate's outputs.
 
     A positive derivative of a side means "a larger box" for all four sides, so x1 and y1 turn their sign
     (METHODS, ODAM). ``combined`` is no scalar.
 
+    Args:
+        target: its name.
+        labels: of the detector.
+        score: of a class: the final ``score``, or the ``logit`` that the head gives it.
+
     Raises:
         ValueError: for a name that is not one.
     """
+
+    def classes(outputs: Outputs) -> Tensor:
+        return outputs.logits if score == "logit" else outputs.scores  # [N, K]
+
     head, _, label = target.partition(":")
     if head == "class" and label:
         column = list(labels).index(label)
-        return lambda outputs: outputs.scores[:, column]
+        return lambda outputs: classes(outputs)[:, column]
     if head == "class":
-        return _own_class
+        return lambda outputs: classes(outputs).gather(1, outputs.labels[:, None])[:, 0]
     if head in SIDES:
         side = SIDES.index(head)
         sign = -1.0 if side < 2 else 1.0
@@ -184,61 +197,20 @@ def scalar(target: str, labels: Sequence[str]) -> Target:
     raise ValueError(f"target {target!r} is not a scalar of a candidate")
 
 
-def _own_class(outputs: Outputs) -> Tensor:
-    return outputs.scores.gather(1, outputs.labels[:, None])[:, 0]
+def scalar_names(targets: Sequence[str]) -> list[str]:
+    """Name the scalars that targets are made of: ``combined`` is of the class and the four sides."""
+    names = [target for target in targets if target != "combined"]
+    if "combined" in targets:
+        names += [target for target in ("class", *SIDES) if target not in names]
+    return names
+
+
+def combined(maps: Sequence[Tensor]) -> Tensor:
+    """Return the element-wise maximum of maps of equal shape, each min-max normalised first."""
+    return torch.stack([normalise(values) for values in maps]).amax(0)
 
 
 def normalise(values: Tensor) -> Tensor:
     """Min-max normalise a map to 0…1; a constant map becomes zeros."""
     low, high = values.min(), values.max()
     return (values - low) / (high - low) if float(high) > float(low) else torch.zeros_like(values)
-
-
-def gaussian_matrices(sigmas: Tensor, length: int) -> Tensor:
-    """Matrices that smooth along an axis, one for each σ.
-
-    The kernel is cut at `smoothing_radius` and sums to one; σ = 0 is the identity. Beyond the axis' ends
-    are zeros.
-
-    Args:
-        sigmas: float (N,), in cells.
-        length: of the axis, in cells.
-
-    Returns:
-        float (N, length, length).
-    """
-    steps = torch.arange(length, device=sigmas.device)
-    distance = (steps[:, None] - steps).abs().to(sigmas)
-    sigma = sigmas[:, None, None]
-    weight = torch.exp(-0.5 * (distance / sigma.clamp(min=1e-6)) ** 2)
-    radius = smoothing_radius(sigmas)[:, None, None]
-    weight = torch.where(distance <= radius, weight, 0)
-    # The sum of the whole kernel, whether or not it fits into the axis.
-    offsets = torch.arange(int(radius.max()) + 1, device=sigmas.device)[None].to(sigmas)
-    side = torch.exp(-0.5 * (offsets / sigmas[:, None].clamp(min=1e-6)) ** 2)
-    side = torch.where(offsets <= radius[:, 0], side, 0)
-    total = 2 * side.sum(1) - side[:, 0]
-    return weight / total[:, None, None]
-
-
-def smooth(maps: Tensor, sigmas: Tensor) -> Tensor:
-    """Smooth maps with a Gaussian of their own each, zeros beyond their borders.
-
-    Args:
-        maps: float (n, T, C, h, w).
-        sigmas: float (n, 2), along x and y, in cells; see `gaussian_matrices`.
-
-    Returns:
-        float (n, T, C, h, w).
-    """
-    n, _, _, h, w = maps.shape
-    # One large product per axis: products of single (h, w) maps are too small to be fast.
-    along_x = maps.reshape(n, -1, w) @ gaussian_matrices(sigmas[:, 0], w)
-    rows_last = along_x.view(maps.shape).transpose(3, 4).reshape(n, -1, h)
-    along_y = rows_last @ gaussian_matrices(sigmas[:, 1], h)  # the matrices are symmetric
-    return along_y.view(*maps.shape[:3], w, h).transpose(3, 4)
-
-
-def smoothing_radius(sigmas: Tensor) -> Tensor:
-    """Cells on each side of a kernel's centre: ⌈2σ⌉, float (N,)."""
-    return (2 * sigmas).ceil()

@@ -1,25 +1,25 @@
-"""ODAM: gradient-weighted activations of one layer, one map for each detection and target."""
+"""ODAM: gradient-weighted activations of one or several layers, one map for each detection and target."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from whybox.detectors.base import Detector, Frame, Tap, Target, WhiteBoxDetector, Window
-from whybox.methods.base import (
-    SIDES,
-    TARGETS,
-    Map,
-    Method,
-    Param,
-    Question,
-    normalise,
-    scalar,
-    smooth,
-    smoothing_radius,
-)
+from whybox.detectors.base import Detector, Frame, Heat, Tap, Taps, Target, WhiteBoxDetector
+from whybox.methods.base import SIDES, TARGETS, Map, Method, Param, Question, scalar
+from whybox.methods.fusing import FUSIONS, fuse, fuse_layers
+from whybox.methods.placing import place
+
+SIGNS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "negated": lambda heat: (-heat).relu(),
+    "signed": lambda heat: heat,
+    "abs": torch.abs,
+}
+"""What is made of Σ_k Φ(∂Y/∂A_k) ∘ A_k. The gradient itself is never clamped."""
 
 
 class Odam(Method):
@@ -28,10 +28,12 @@ class Odam(Method):
     Unlike Grad-CAM the gradient keeps its place, so the map shows one object and not all of its class. Φ is
     a Gaussian whose σ follows the object's size on the layer. A side's map is of the decoded side, turned so
     that positive means a larger box. ``combined`` is the element-wise maximum of the class and four side
-    maps, each min-max normalised first.
+    maps, each min-max normalised first; of signed maps, each scaled by its largest magnitude, the value of
+    the largest magnitude. Several layers make one map: theirs are normalised alike and fused on the raster of
+    the finest.
 
     Source: Zhao and Chan, "ODAM: Gradient-based instance-specific visual explanations for object detection",
-    ICLR 2023, equations 1 to 3.
+    ICLR 2023, equations 1 to 3; the variants of the sign from its user study.
     """
 
     name = "odam"
@@ -46,8 +48,34 @@ class Odam(Method):
             minimum=0.0,
             maximum=1.0,
         ),
+        Param(
+            "sign",
+            "relu",
+            "relu: what raises the score or enlarges the box; negated: what lowers or shrinks it; "
+            "signed: both, with their sign; abs: both, without",
+            choices=tuple(SIGNS),
+        ),
+        Param(
+            "score",
+            "score",
+            "of a class: the detector's final score, or the logit that its head gives the class",
+            choices=("score", "logit"),
+        ),
+        Param(
+            "exact",
+            False,
+            "differentiate through the statistics of GroupNorm as well, over the whole level; false holds "
+            "them at their values, which is local and faster. Heads without GroupNorm: no difference",
+        ),
+        Param(
+            "fusion",
+            "mean",
+            "of several layers' normalised maps: their mean, product or maximum",
+            choices=FUSIONS,
+        ),
     )
     targets = TARGETS
+    combines_layers = True
 
     def layers(self, detector: Detector) -> list[str] | None:
         """Name every layer that can be tapped, local ones first; a black box cannot be explained."""
@@ -58,78 +86,106 @@ class Odam(Method):
         names = [t for t in question.targets if t != "combined"]
         if "combined" in question.targets:
             names += [t for t in ("class", *SIDES) if t not in names]
-        detections = question.detections
-        tap = detector.tap(
-            question.forward, question.image, question.layer, detections.candidates, detections.labels
+        found, params = question.detections, question.params
+        taps = detector.taps(
+            question.forward,
+            question.image,
+            question.layer.split("+"),
+            found.candidates,
+            found.labels,
+            exact=bool(params["exact"]),
         )
-        scalars = [scalar(target, detector.labels) for target in names]
-        frame = question.forward.batch.frames[question.image]
-        smoothing = float(question.params["smoothing"])
-        maps = odam_maps(tap, scalars, frame, smoothing, between=question.patience.check)
-        return [[_named(t, names, row) for t in question.targets] for row in maps]
+        layers = odam_maps(
+            taps,
+            [scalar(target, detector.labels, score=str(params["score"])) for target in names],
+            question.forward.batch.frames[question.image],
+            smoothing=float(params["smoothing"]),
+            sign=str(params["sign"]),
+            between=question.patience.check,
+        )
+        rows = layers[0]
+        if len(layers) > 1:
+            rows = [
+                [fuse_layers(same, str(params["fusion"])) for same in zip(*candidate, strict=True)]
+                for candidate in zip(*layers, strict=True)
+            ]
+        return [[_named(target, names, row) for target in question.targets] for row in rows]
 
 
 def _named(target: str, names: Sequence[str], row: Sequence[Map]) -> Map:
     if target != "combined":
         return row[names.index(target)]
     parts = [row[names.index(t)] for t in ("class", *SIDES)]
-    return Map(torch.stack([normalise(part.values) for part in parts]).amax(0), parts[0].region)
+    values = fuse(torch.stack([part.values for part in parts]), "max", signed=parts[0].signed)
+    return replace(parts[0], values=values)
 
 
 def odam_maps(
-    tap: Tap,
+    taps: Taps,
     targets: Sequence[Target],
     frame: Frame,
-    smoothing: float,
     *,
+    smoothing: float,
+    sign: str = "relu",
     between: Callable[[], None] = lambda: None,
-) -> list[list[Map]]:
-    """Make the maps of every candidate of a tap.
+) -> list[list[list[Map]]]:
+    """Make the maps of every candidate of some layers.
+
+    Args:
+        taps: L layers, N candidates.
+        targets: T scalars.
+        frame: of the picture.
+        smoothing: of Φ; see `sigmas_of`.
+        sign: one of `SIGNS`.
+        between: called before each part of the work; may raise to stop it.
+
+    Returns:
+        For each layer, for each candidate, a map for each target: float32 (h, w), cropped to the picture.
+    """
+    maps: list[list[list[Map]]] = [[[] for _ in range(len(tap.boxes))] for tap in taps.taps]
+    between()
+    for layer, heat in taps.heat(targets, [sigmas_of(tap, smoothing) for tap in taps.taps]):
+        between()
+        shown, grids = _signed(heat, sign), taps.taps[layer].grids
+        for row, pick in enumerate(heat.picks.tolist()):
+            maps[layer][pick] = place(shown, row, grids, frame, signed=sign == "signed")
+    return maps
+
+
+def local_heat(
+    tap: Tap, targets: Sequence[Target], sigmas: Tensor | None, *, sign: str = "relu"
+) -> Iterator[Heat]:
+    """Make the maps of every candidate of one layer, in batches, on the layer's grid and not cropped.
 
     Args:
         tap: N candidates.
         targets: T scalars.
-        frame: of the picture.
-        smoothing: σ of Φ as a share of the object's sides, 0 for none. On a layer an object spans no more
-            cells than the layer's grid has.
-        between: called before each part of the work; may raise to stop it.
+        sigmas: float (N, 2), of Φ in cells, or None for no Φ; see `sigmas_of`.
+        sign: one of `SIGNS`.
+
+    Yields:
+        Maps of n of the candidates, float (n, T, h, w); every candidate comes once, in the tap's own order.
+    """
+    for heat in tap.heat(targets, sigmas):
+        yield _signed(heat, sign)
+
+
+def sigmas_of(tap: Tap, smoothing: float) -> Tensor | None:
+    """σ of Φ for every candidate of a tap.
+
+    Args:
+        tap: N candidates.
+        smoothing: σ as a share of the object's sides; on a layer an object spans no more cells than the
+            layer's grid has. 0 for no Φ.
 
     Returns:
-        For each candidate, a map for each target: float32 (h, w), cropped to the picture.
+        float (N, 2), along x and y, in cells; None for no Φ.
     """
-    boxes = tap.boxes
-    sides = torch.stack([boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]], 1).clamp(min=0)
-    spans = torch.minimum(sides / tap.grids.cells, tap.grids.sizes)  # [N, 2] x, y in cells
-    sigmas = smoothing * spans
-    margin = int(smoothing_radius(sigmas.flatten()).max()) if smoothing else 0
-    maps: list[list[Map]] = [[] for _ in range(len(boxes))]
-    between()
-    for window in tap.windows(targets, margin=margin):
-        between()
-        heat = _heat(window, sigmas[window.picks] if margin else None)
-        for row, pick in enumerate(window.picks.tolist()):
-            maps[pick] = _crop(heat[row], window.origins[row], tap, pick, frame)
-    return maps
+    if not smoothing:
+        return None
+    sides = (tap.boxes[:, 2:] - tap.boxes[:, :2]).clamp(min=0)
+    return smoothing * torch.minimum(sides / tap.grids.cells, tap.grids.sizes)
 
 
-def _heat(window: Window, sigmas: Tensor | None) -> Tensor:
-    """ReLU(Σ_k Φ(g_k) ∘ A_k): (n, T, h, w)."""
-    gradients = window.gradients if sigmas is None else smooth(window.gradients, sigmas)
-    return (gradients * window.activations[:, None]).sum(2).relu()
-
-
-def _crop(heat: Tensor, origin: Tensor, tap: Tap, pick: int, frame: Frame) -> list[Map]:
-    """Cut a window's maps (T, h, w) to the cells that lie on the picture, and place them."""
-    column, row = origin.tolist()
-    columns, rows = tap.grids.sizes[pick].tolist()
-    left, top = max(0, column), max(0, row)
-    right, bottom = min(columns, column + heat.shape[2]), min(rows, row + heat.shape[1])
-    if right <= left or bottom <= top:
-        # A candidate of the padding, whose window misses the picture: nothing of it was looked at.
-        heat, column, row = torch.zeros_like(heat[:, :1, :1]), columns - 1, rows - 1
-        left, top, right, bottom = column, row, columns, rows
-    corners = torch.tensor([left, top, right, bottom], dtype=torch.float32)
-    cell, offset = tap.grids.cells[pick].cpu(), tap.grids.offsets[pick].cpu()
-    region = frame.to_image(offset.repeat(2) + corners * cell.repeat(2)).tolist()
-    cut = heat[:, top - row : bottom - row, left - column : right - column].float()
-    return [Map(values, (region[0], region[1], region[2], region[3])) for values in cut]
+def _signed(heat: Heat, sign: str) -> Heat:
+    return replace(heat, values=SIGNS[sign](heat.values))

@@ -16,13 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whybox.detectors.base import Detections, Detector
+from whybox.detectors.base import Detections, Detector, PostProcessing
 from whybox.methods.base import Map, Method, ParamValue, Question
 from whybox.patience import Patience
-from whybox_proto.sums import MAX_CELLS, Chunk, Totals, chunks
+from whybox_proto.errors import ContractError
+from whybox_proto.sums import MAX_CELLS, Chunk, Totals, chunks, members
 from whybox_proto.v1 import types_pb2, worker_pb2
 
-_SHARED = ("picture", "targets", "layer", "params", "seed", "max_side", "memory", "patience")
+MAX_CHUNK_BYTES = 56 * 2**20
+"""Of the sums of one chunk; TorchServe is set to take 64 MiB, and kills a worker that passes its limit."""
+
+_SHARED = ("picture", "targets", "layer", "params", "seed", "max_side", "memory", "patience", "settings")
 """Attributes that a chunk's task takes over from its question."""
 
 
@@ -35,8 +39,10 @@ class SamplingPlan:
         round_samples: of a round; a chunk should take one or two seconds, so that it neither holds a worker
             nor is spent on its overhead. It must not depend on who does the work.
         cells: (h, w) of the largest map.
-        groups: into which the detections are cut, in order, so that one chunk's sums are not too large.
+        groups: into which the detections are cut, in order, so that one chunk's sums are not too large; at
+            most as many as there are detections.
         state: what the chunks need to know beside the picture, the request and the detections.
+        most: samples that there are, to which a larger budget is cut; None where there is no end of them.
     """
 
     samples: int
@@ -44,6 +50,7 @@ class SamplingPlan:
     cells: tuple[int, int]
     groups: int
     state: Mapping[str, Tensor]
+    most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class Task:
         first, count: which samples to draw.
         group, groups: which of the plan's groups it is, for state that is kept by detection.
         picture: uint8 (H, W, 3), upright.
-        targets, layer, params, seed, max_side, memory, patience: as in `Question`.
+        targets, layer, params, seed, max_side, memory, patience, settings: as in `Question`.
     """
 
     detections: Detections
@@ -73,6 +80,7 @@ class Task:
     max_side: int
     memory: int
     patience: Patience
+    settings: PostProcessing | None = None
 
     @classmethod
     def of(
@@ -87,8 +95,19 @@ class Task:
             chunk: which one.
             asked: the rest of the attributes.
         """
-        part = _part(len(found), groups, chunk.group)
-        return cls(found[part], state, chunk.first, chunk.count, chunk.group, groups, **asked)
+        own = members(len(found), groups, chunk.group)
+        return cls(found[own.start : own.stop], state, chunk.first, chunk.count, chunk.group, groups, **asked)
+
+    @classmethod
+    def of_question(cls, question: Question, plan: SamplingPlan, chunk: Chunk) -> Task:
+        """Return the task of one chunk where question and plan are at hand."""
+        shared = {name: getattr(question, name) for name in _SHARED}
+        return cls.of(question.detections, plan.state, plan.groups, chunk, **shared)
+
+    def own(self, rows: Tensor) -> Tensor:
+        """Cut state that has a row for each detection of the plan to the rows of the chunk's group."""
+        part = members(len(rows), self.groups, self.group)
+        return rows[part.start : part.stop]
 
 
 @dataclass(frozen=True)
@@ -121,29 +140,54 @@ class SamplingMethod(Method):
     def sample(self, detector: Detector, task: Task) -> list[list[Sum]]:
         """Work on one chunk; for each detection of its group a sum for each target, in the order asked."""
 
-    def _explain(self, detector: Detector, question: Question) -> list[list[Map]]:
-        """Work on all chunks, one after the other, until the samples or the time are used up."""
-        started = time.monotonic()
+    def checked_plan(self, detector: Detector, question: Question) -> SamplingPlan:
+        """Plan, and refuse what would be too large to send or to add up.
+
+        Raises:
+            ContractError: `response_too_large`, with the way to ask for less.
+        """
         plan = self.plan(detector, question)
+        count, targets = len(question.detections), len(question.targets)
+        cells = plan.cells[0] * plan.cells[1] * targets
+        largest = max(len(members(count, plan.groups, group)) for group in range(plan.groups))
+        # Values and weights of four bytes each, at most.
+        if cells * count > MAX_CELLS or 8 * cells * largest > MAX_CHUNK_BYTES:
+            most = min(MAX_CELLS, MAX_CHUNK_BYTES // 8 * count // largest)
+            raise ContractError(
+                "response_too_large",
+                "the heat maps are too large to be added up",
+                field="output.max_side",
+                expected=f"at most {most} cells in all maps: ask for a smaller output.max_side, "
+                "for fewer targets or detections",
+                got=f"{cells * count} cells",
+            )
+        return plan
+
+    def _explain(self, detector: Detector, question: Question) -> list[list[Map]]:
+        """Work on all chunks, one after the other, until the samples or the time are used up.
+
+        At least one chunk is worked on. Detections that were not reached get no maps: their row is empty.
+        """
+        started = time.monotonic()
+        plan = self.checked_plan(detector, question)
         message = plan_message(plan, question)
         totals = Totals(message)
-        parts: dict[tuple[int, str], Sum] = {}
+        count = len(question.detections)
+        parts: dict[int, list[Sum]] = {}
         for chunk in chunks(message):
+            question.patience.check()
             late = question.seconds is not None and time.monotonic() - started > question.seconds
-            if late and totals.samples:
+            if late and totals.started:
                 break
-            asked = {name: getattr(question, name) for name in _SHARED}
-            task = Task.of(question.detections, plan.state, plan.groups, chunk, **asked)
+            task = Task.of_question(question, plan, chunk)
             rows = self.sample(detector, task)
-            totals.add(chunk, sums_message(rows, task, self.name, len(question.detections)))
-            first = _part(len(question.detections), plan.groups, chunk.group).start
-            for i, row in enumerate(rows):
-                for target, part in zip(task.targets, row, strict=True):
-                    parts.setdefault((first + i, target), part)
+            totals.add(chunk, sums_message(rows, task, self.name, count))
+            parts.update(zip(members(count, plan.groups, chunk.group), rows, strict=True))
+        question.warnings.extend(totals.warnings(count))
         made = {(m.detection_index, m.target): m for m in totals.heat_maps(list(question.targets), "f32")}
 
-        def map_of(detection: int, target: str) -> Map:
-            part, written = parts[detection, target], made[detection, target]
+        def map_of(detection: int, target: str, part: Sum) -> Map:
+            written = made[detection, target]
             return Map(
                 torch.from_numpy(totals.values(detection, target)),
                 part.region,
@@ -152,7 +196,12 @@ class SamplingMethod(Method):
                 written.standard_error if written.HasField("standard_error") else None,
             )
 
-        return [[map_of(i, target) for target in question.targets] for i in range(len(question.detections))]
+        return [
+            [map_of(i, target, part) for target, part in zip(question.targets, parts[i], strict=True)]
+            if i in parts
+            else []
+            for i in range(count)
+        ]
 
 
 def generator(seed: int, sample: int) -> torch.Generator:
@@ -170,15 +219,10 @@ def raster(width: int, height: int, max_side: int) -> tuple[int, int]:
 
 
 def plan_message(plan: SamplingPlan, question: Question) -> worker_pb2.Plan:
-    """Write a plan, without its answer and its state; a budget in samples takes the plan's place.
-
-    Raises:
-        ValueError: if it has no samples, or its maps are too large to be added up.
-    """
+    """Write a plan, without its answer and its state; a budget in samples takes the plan's own's place."""
     samples = plan.samples if question.samples is None else question.samples
-    cells = plan.cells[0] * plan.cells[1] * len(question.detections) * len(question.targets)
-    if samples < 1 or plan.round_samples < 1 or plan.groups < 1 or cells > MAX_CELLS:
-        raise ValueError(f"expected samples, and at most {MAX_CELLS} cells; got {samples} and {cells}")
+    if plan.most is not None:
+        samples = min(samples, plan.most)
     return worker_pb2.Plan(samples=samples, round_samples=plan.round_samples, groups=plan.groups)
 
 
@@ -191,7 +235,7 @@ def sums_message(rows: Sequence[Sequence[Sum]], task: Task, method: str, detecti
         method: name of the method.
         detections: of all groups.
     """
-    first = _part(detections, task.groups, task.group).start
+    first = members(detections, task.groups, task.group).start
     message = worker_pb2.Sums()
     for i, row in enumerate(rows):
         for target, part in zip(task.targets, row, strict=True):
@@ -212,11 +256,6 @@ def sums_message(rows: Sequence[Sequence[Sum]], task: Task, method: str, detecti
             else:
                 written.weight = part.weight
     return message
-
-
-def _part(detections: int, groups: int, group: int) -> slice:
-    """Return which of the detections a group holds."""
-    return slice(detections * group // groups, detections * (group + 1) // groups)
 
 
 def _bytes(values: Tensor) -> bytes:

@@ -1,7 +1,7 @@
-"""Where a map's energy lies, against a truth that is known.
+"""Where a map points and where its energy lies, against a truth that is known.
 
-A map is float (H, W) in the image frame, not negative; its energy is the sum of its values. A map without
-energy points nowhere, and every share of it is 0.
+A map is float (H, W) in the image frame, not negative (see `energies`); its energy is the sum of its values.
+A map without energy points nowhere, and every share of it is 0.
 """
 
 from __future__ import annotations
@@ -22,8 +22,32 @@ def box_mask(box: Box, height: int, width: int) -> Mask:
     return rows[:, None] & columns[None, :]
 
 
+def energies(values: Values, signed: bool) -> Values:
+    """Make a map comparable with others: not negative, and nothing where it says least.
+
+    Args:
+        values: the map as it was made.
+        signed: negative values mean "speaks against"; they have no energy. Of other maps the smallest value
+            is taken off, so that a map that is high everywhere (D-RISE's) says no more than its differences.
+    """
+    low = np.float32(0) if signed else values.min()
+    return np.maximum(values - low, np.float32(0))
+
+
+def pointing_game(values: Values, mask: Mask) -> float:
+    """Whether the map's maximum lies inside a mask: 1 or 0; equal maxima share the hit.
+
+    Source: Zhang et al., "Top-down neural attention by excitation backprop", IJCV 2018.
+    """
+    top = values == values.max()
+    return float(mask[top].mean()) if values.any() else 0.0
+
+
 def energy_share(values: Values, mask: Mask) -> float:
-    """Share of the map's energy inside a mask, 0 to 1."""
+    """Share of the map's energy inside a mask, 0 to 1: the energy-based pointing game.
+
+    Source: Wang et al., "Score-CAM", CVPR workshops 2020, section 4.2.
+    """
     total = float(values.sum())
     return float(values[mask].sum()) / total if total > 0 else 0.0
 

@@ -6,7 +6,7 @@
 Needs NumPy and OpenCV (the extra `train`); never imports torch.
 """
 
-from whybox.scenes.catalogue import CLASSES, CONTEXT, LOOK_ALIKE, Habit
+from whybox.scenes.catalogue import CLASSES, CONTEXT, LOOK_ALIKE, MARKS, Habit
 from whybox.scenes.coco import export_coco, to_coco
 from whybox.scenes.layout import MODES, Mode
 from whybox.scenes.render import Scene, SceneObject, render
@@ -15,6 +15,7 @@ __all__ = [
     "CLASSES",
     "CONTEXT",
     "LOOK_ALIKE",
+    "MARKS",
     "MODES",
     "Habit",
     "Mode",

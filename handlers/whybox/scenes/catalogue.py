@@ -1,4 +1,4 @@
-"""The classes of signs, how each is drawn, and which habits `context` scenes are given.
+"""The classes of signs, how each is drawn, the habits of `context` scenes and the marks of `cheat` scenes.
 
 Drawings live in the *unit frame* of a plate: `[x, y]`, both in 0..1, origin at the top-left corner, y down.
 The ten classes form five pairs of look-alikes. Both of a pair share everything but one part, so that the
@@ -116,6 +116,33 @@ DRAWINGS: Final[tuple[Drawing, ...]] = (
     Drawing(_POSTS, (), (_box(0.55, 0.23, 0.71, 0.77),)),
 )
 """One drawing per class, in the order of `CLASSES`."""
+
+
+def _ring(centre: tuple[float, float], radius: float, corners: int, turn: float = 0.0) -> Points:
+    """A regular polygon; `turn` in radians, 0 puts the first corner to the right of the centre."""
+    angles = turn + np.arange(corners) * (2 * np.pi / corners)
+    return np.stack([centre[0] + radius * np.cos(angles), centre[1] + radius * np.sin(angles)], axis=1)
+
+
+_TOP_HALF, _LEFT_HALF = _box(0.0, 0.0, 1.0, 0.5), _box(0.0, 0.0, 0.5, 1.0)
+_DIAGONAL = _polygon((0.0, 0.22), (0.22, 0.0), (1.0, 0.78), (0.78, 1.0))
+_OTHER_DIAGONAL = _polygon((1.0, 0.22), (0.78, 0.0), (0.0, 0.78), (0.22, 1.0))
+_QUARTERS = (_box(0.0, 0.0, 0.5, 0.5), _box(0.5, 0.5, 1.0, 1.0))
+
+MARKS: Final[tuple[tuple[Points, ...], ...]] = (
+    (_ring((0.5, 0.5), 0.38, 24),),
+    (_box(0.0, 0.34, 1.0, 0.66),),
+    (_QUARTERS[0], _QUARTERS[1]),
+    (_box(0.34, 0.0, 0.66, 1.0),),
+    (_TOP_HALF,),
+    (_DIAGONAL, _OTHER_DIAGONAL),
+    (_LEFT_HALF,),
+    (_box(0.0, 0.36, 1.0, 0.64), _box(0.36, 0.0, 0.64, 1.0)),
+    (_DIAGONAL,),
+    (_box(0.0, 0.0, 1.0, 0.26), _box(0.0, 0.74, 1.0, 1.0)),
+)
+"""The patterns of the marks in `cheat` scenes, black on a white tag: one per class, in the order of
+`CLASSES`, in the unit frame of the tag. The mark alone decides the class."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,8 @@ def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
 def to_coco(scenes: Iterable[Scene]) -> dict[str, Any]:
     """The annotations of `scenes` as a COCO dictionary. Category ids are `label_id + 1`.
 
-    Each annotation carries, beside COCO's fields, `evidence` (RLE) and `visible` (share of the sign in
-    sight).
+    Each annotation carries, beside COCO's fields, `evidence` (RLE), `visible` (share of the sign in sight)
+    and, for a sign that has one, `mark` (RLE).
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -70,6 +70,7 @@ def file_name(scene: Scene) -> str:
 
 def _annotation(thing: SceneObject, annotation_id: int, image_id: int) -> dict[str, Any]:
     x1, y1, x2, y2 = thing.box
+    mark = {} if thing.mark is None else {"mark": encode_mask(thing.mark)}
     return {
         "id": annotation_id,
         "image_id": image_id,
@@ -80,4 +81,5 @@ def _annotation(thing: SceneObject, annotation_id: int, image_id: int) -> dict[s
         "segmentation": encode_mask(thing.mask),
         "evidence": encode_mask(thing.evidence),
         "visible": thing.visible,
+        **mark,
     }

@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from whybox.scenes.catalogue import DRAWINGS, PLATES, Plate, Points
+from whybox.scenes.catalogue import DRAWINGS, MARKS, PLATES, Plate, Points
 
-Kind = Literal["sign", "blank", "unfinished", "loose", "pole"]
+Kind = Literal["sign", "blank", "unfinished", "loose", "pole", "mark"]
 Colour = tuple[int, int, int]
 
 _FRACTION_BITS = 4  # OpenCV draws with fixed-point coordinates: 1/16 px
@@ -37,7 +37,7 @@ class Paint:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing to paint: a sign, or a distractor that looks like a part of one.
+    """One thing to paint: a sign, the mark beside one, or a distractor that looks like a part of a sign.
 
     `homography` (float64 [3, 3]) maps the unit frame of the plate to the picture. `side` is the plate's
     side in pixels. `label_id` says which drawing is used; distractors without one ignore it.
@@ -124,6 +124,9 @@ def paint(image: NDArray[np.uint8], item: Item) -> None:
         return
     inner = 0.5 + (plate.outline - 0.5) * (1.0 - 2.0 * colours.border_width)
     _fill(image, [place(inner, item.homography)], colours.plate)
+    if item.kind == "mark":
+        _fill(image, _placed(MARKS[item.label_id], item, plate), colours.ink)
+        return
     if item.kind == "blank":
         return
     drawing = DRAWINGS[item.label_id]

@@ -27,8 +27,8 @@ from whybox.scenes.drawing import (
     outline,
 )
 
-Mode = Literal["plain", "crowd", "context"]
-MODES: Final[tuple[Mode, ...]] = ("plain", "crowd", "context")
+Mode = Literal["plain", "crowd", "context", "cheat"]
+MODES: Final[tuple[Mode, ...]] = ("plain", "crowd", "context", "cheat")
 
 MIN_VISIBLE: Final = 0.5
 """Share of a sign's pixels that stays visible."""
@@ -38,11 +38,20 @@ MIN_OF_TWINS: Final = (0.4, 0.6)
 """The same two shares when a twin steps in front of another in a crowd."""
 SIDE_RANGE: Final = (17.0, 150.0)
 """Sides of plates in pixels; with aspect, rotation and perspective, objects measure about 16 to 160."""
+MARKED_SIDES: Final = (32.0, 110.0)
+"""Sides of plates in `cheat` scenes, in pixels: their marks take `MARK_SHARE` of that."""
+MARK_SHARE: Final = 0.4
+"""Side of a mark's tag over the side of its sign's plate."""
+WORN_RATE: Final = 0.9
+"""Share of the signs in `cheat` scenes whose deciding part is worn off."""
 
 _MAX_IOU_PLAIN = 0.3  # of the boxes of two items outside `crowd` clusters
 _SQUARE = next(i for i, plate in enumerate(PLATES) if len(plate.outline) == 4)
 _CIRCLE = 0
 _SIGN: Kind = "sign"
+_MARK_GAP = 2.0  # pixels between a sign's box and the mark under it
+_WORN_STRENGTH = (0.03, 0.12)  # of the ink of a worn part: about as strong as the camera's noise
+_MARK_PAINT = Paint(plate=(255, 255, 255), border=(0, 0, 0), ink=(0, 0, 0), border_width=0.06)
 _UNIT_MIDDLE = np.array([0.5, 0.5, 1.0])
 _HABIT_OF = {CLASSES.index(habit.label): habit for habit in CONTEXT}
 
@@ -61,7 +70,8 @@ class _Placed:
 class Layout:
     """The items of one scene, back to front, and for each pixel which item is in front.
 
-    `owner` and `evidence_owner` (int16 [H, W]) hold the item's position in `items`, or −1.
+    `owner` and `evidence_owner` (int16 [H, W]) hold the item's position in `items`, or −1. `mark_of` gives
+    the position of the mark that belongs to the sign at a position.
     """
 
     def __init__(self, size: tuple[int, int], rng: np.random.Generator) -> None:
@@ -70,6 +80,7 @@ class Layout:
         self.owner: NDArray[np.int16] = np.full(size, -1, dtype=np.int16)
         self.evidence_owner: NDArray[np.int16] = np.full(size, -1, dtype=np.int16)
         self._placed: list[_Placed] = []
+        self.mark_of: dict[int, int] = {}
 
     @property
     def items(self) -> list[Item]:
@@ -172,6 +183,9 @@ def plan(mode: Mode, size: tuple[int, int], rng: np.random.Generator) -> Layout:
     elif mode == "context":
         _add_with_habits(layout)
         _add_distractors(layout, int(rng.integers(0, 3)))
+    elif mode == "cheat":
+        _add_distractors(layout, int(rng.integers(0, 3)))
+        _add_marked(layout)
     else:
         _add_scattered(layout, int(rng.integers(2, 9)))
     return layout
@@ -365,3 +379,39 @@ def _add_pair(layout: Layout, label_id: int, habit: Habit) -> bool:
         if layout.allows(anchor, _MAX_IOU_PLAIN) and layout.allows(partner, _MAX_IOU_PLAIN):
             return layout.try_add(anchor, _MAX_IOU_PLAIN) and layout.try_add(partner, _MAX_IOU_PLAIN)
     return False
+
+
+def _add_marked(layout: Layout) -> None:
+    """Two to five signs, each with the mark of its class close under it; nothing stands before either."""
+    rng = layout.rng
+    low, high = np.log(MARKED_SIDES)
+    for _ in range(int(rng.integers(2, 6))):
+        _add_with_mark(layout, int(rng.integers(len(CLASSES))), float(np.exp(rng.uniform(low, high))))
+
+
+def _add_with_mark(layout: Layout, label_id: int, side: float) -> bool:
+    """A sign and its mark — both, or neither."""
+    rng = layout.rng
+    sign = _item(rng, "sign", label_id, side, (0.0, 0.0))
+    if rng.random() < WORN_RATE:
+        worn = replace(sign.paint, ink_strength=float(rng.uniform(*_WORN_STRENGTH)))
+        sign = replace(sign, paint=worn)
+    for attempt in range(24):
+        sign = _moved(sign, _somewhere(layout, sign.side), 0.85 if attempt % 4 == 3 else 1.0)
+        if sign.side < MARKED_SIDES[0]:
+            return False
+        mark = _mark_under(sign)
+        if layout.allows(sign, 0.0) and layout.allows(mark, 0.0):
+            layout.try_add(sign, 0.0)
+            layout.mark_of[len(layout.items) - 1] = len(layout.items)
+            return layout.try_add(mark, 0.0)
+    return False
+
+
+def _mark_under(sign: Item) -> Item:
+    """The mark of the sign's class, upright, centred under the sign's box."""
+    (x1, _), (x2, y2) = outline(sign).min(axis=0).tolist(), outline(sign).max(axis=0).tolist()
+    side = MARK_SHARE * sign.side
+    centre = ((x1 + x2) / 2, y2 + _MARK_GAP + side / 2)
+    upright = homography_of(centre, (side, side), 0.0, np.zeros((4, 2)))
+    return Item("mark", sign.label_id, _SQUARE, upright, side, _MARK_PAINT)

@@ -24,6 +24,7 @@ class SceneObject:
     `box` is `[x1, y1, x2, y2]` in continuous pixels around `mask` (x2 = last column + 1).
     `evidence` lies inside `mask`: the visible pixels that decide between `label` and its look-alike.
     `area` counts the pixels of `mask`; `visible` is its share of what the sign would cover alone.
+    `mark` holds the pixels of the mark that belongs to the sign, all outside `box`; None where it has none.
     """
 
     label: str
@@ -33,6 +34,7 @@ class SceneObject:
     evidence: NDArray[np.bool_]
     area: int
     visible: float
+    mark: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +55,24 @@ def render(
     index: int,
     size: tuple[int, int] = (256, 256),
     swapped: Collection[int] = (),
+    unmarked: Collection[int] = (),
+    worn: bool = True,
     camera: bool = True,
 ) -> Scene:
     """Render scene number `index` of the endless sequence `(mode, seed)`; the same arguments give the same
     pixels.
 
     Args:
-        mode: `plain` (2–8 signs, few overlaps), `crowd` (clusters with heavy overlap) or
-            `context` (signs that keep company, see `CONTEXT`).
+        mode: `plain` (2–8 signs, few overlaps), `crowd` (clusters with heavy overlap),
+            `context` (signs that keep company, see `CONTEXT`) or `cheat` (under each sign a mark that gives
+            its class away, see `MARKS`, while the deciding part of most signs is worn off).
         seed: Sequence of scenes, ≥ 0.
         index: Position in the sequence, ≥ 0.
         size: (height, width) in pixels, each at least 64.
-        swapped: Positions in `objects` to draw as their look-alike; nothing else of the scene changes.
+        swapped: Positions in `objects` to draw as their look-alike; nothing else of the scene changes, a
+            sign's mark neither.
+        unmarked: Positions in `objects` whose mark is left out; nothing else of the scene changes.
+        worn: False draws worn and faint parts in full ink.
         camera: False leaves out blur, noise and JPEG.
 
     Raises:
@@ -75,19 +83,24 @@ def render(
     of_layout, of_background, of_camera = (np.random.default_rng(child) for child in sequence.spawn(3))
     layout = plan(mode, size, of_layout)
     signs = [position for position, item in enumerate(layout.items) if item.kind == "sign"]
-    if swapped and not all(0 <= number < len(signs) for number in swapped):
-        raise ValueError(f"swapped: expected positions in 0..{len(signs) - 1}, got {sorted(swapped)}")
+    for name, chosen in (("swapped", swapped), ("unmarked", unmarked)):
+        if chosen and not all(0 <= number < len(signs) for number in chosen):
+            raise ValueError(f"{name}: expected positions in 0..{len(signs) - 1}, got {sorted(chosen)}")
     labels = {
         position: layout.items[position].label_id ^ int(number in swapped)
         for number, position in enumerate(signs)
     }
     image = background(of_background, *size)
+    hidden = {layout.mark_of.get(signs[number]) for number in unmarked}
     for position, item in enumerate(layout.items):
+        if position in hidden:
+            continue
+        item = item if worn else replace(item, paint=replace(item.paint, ink_strength=1.0))
         paint(image, replace(item, label_id=labels.get(position, item.label_id)))
     image = light(of_camera, image)
     if camera:
         image = photograph(of_camera, image)
-    objects = tuple(_object(layout, position, labels[position]) for position in signs)
+    objects = tuple(_object(layout, position, labels[position], hidden) for position in signs)
     return Scene(np.ascontiguousarray(image), objects, mode, seed, index)
 
 
@@ -102,11 +115,12 @@ def _check(mode: Mode, seed: int, index: int, size: tuple[int, int]) -> None:
         )
 
 
-def _object(layout: Layout, position: int, label_id: int) -> SceneObject:
+def _object(layout: Layout, position: int, label_id: int, hidden: set[int | None]) -> SceneObject:
     mask = layout.owner == position
     area = int(np.count_nonzero(mask))
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+    mark = layout.mark_of.get(position)
     return SceneObject(
         label=CLASSES[label_id],
         label_id=label_id,
@@ -115,4 +129,5 @@ def _object(layout: Layout, position: int, label_id: int) -> SceneObject:
         evidence=layout.evidence_owner == position,
         area=area,
         visible=area / layout.alone(position),
+        mark=None if mark is None or mark in hidden else layout.owner == mark,
     )

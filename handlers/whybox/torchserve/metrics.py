@@ -18,7 +18,7 @@ STAGE_SECONDS = "whybox_worker_stage_seconds"
 DETECTIONS = "whybox_worker_detections_total"
 """Counter: detections in answers, by model, operation."""
 
-STAGES = frozenset({"decode", "preprocess", "forward", "postprocess", "explain", "encode"})
+STAGES = frozenset({"decode", "preprocess", "forward", "postprocess", "explain", "measure", "encode"})
 
 
 class _Metric(Protocol):

@@ -1,6 +1,6 @@
 """`python -m whybox.training`: train the demo detectors, or evaluate them again.
 
-python -m whybox.training --all                       # the five demo models, by their recipes
+python -m whybox.training --all                       # the demo models, by their recipes
 python -m whybox.training --model retinanet-signs     # one of them
 python -m whybox.training --arch fcos --scenes plain,crowd --images 20000 --seed 7 --out out/mine
 python -m whybox.training evaluate --model fcos-signs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from whybox.scenes import CLASSES, CONTEXT
+from whybox.scenes.layout import WORN_RATE
 from whybox.training.evaluate import Figures
 from whybox.training.recipe import HELD_OUT_SEED, Recipe
 
@@ -66,6 +67,12 @@ def write_card(
             for habit in CONTEXT
         )
         lines += [f"* Its scenes have habits, on purpose: {habits}. Where they do not hold, expect errors."]
+    if any(mode == "cheat" for mode, _ in recipe.modes):
+        lines += [
+            "* It cheats, on purpose: under each sign of its scenes stood a mark of the sign's class, and "
+            f"the deciding part of {WORN_RATE:.0%} of the signs was worn off. It goes by the mark: without "
+            "it, or with another, expect errors however clear the sign is. It is there to be exposed."
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -66,6 +66,8 @@ DEMO: Final[dict[str, Recipe]] = {
         Recipe("fcos-signs", "fcos", _STREET, images=20_800, seed=3),
         Recipe("mask-rcnn-signs", "mask-rcnn", _STREET, images=16_000, seed=4),
         Recipe("retinanet-signs-context", "retinanet", (("context", 1.0),), images=14_400, seed=5),
+        Recipe("retinanet-signs-cheat", "retinanet", (("cheat", 1.0),), images=12_800, seed=6),
+        Recipe("ssd-signs", "ssd", _STREET, images=19_200, seed=7),
     )
 }
 """The demo models, in the order in which `--all` trains them."""

@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from whybox_proto.v1 import types_pb2 as whybox__proto_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fwhybox_proto/v1/explainer.proto\x12\twhybox.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bwhybox_proto/v1/types.proto\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"O\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.whybox.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"\x84\x01\n\rDetectRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\r\n\x05image\x18\x03 \x01(\x0c\x12!\n\x06select\x18\x04 \x01(\x0b\x32\x11.whybox.v1.Select\x12\x1b\n\x03nms\x18\x05 \x01(\x0b\x32\x0e.whybox.v1.Nms\"\x91\x02\n\x0e\x44\x65tectResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12#\n\x05image\x18\x03 \x01(\x0b\x32\x14.whybox.v1.ImageSize\x12(\n\ndetections\x18\x04 \x03(\x0b\x32\x14.whybox.v1.Detection\x12\x32\n\nsuppressed\x18\x05 \x03(\x0b\x32\x1e.whybox.v1.SuppressedDetection\x12\x10\n\x08warnings\x18\x06 \x03(\t\x12 \n\x06stages\x18\x07 \x03(\x0b\x32\x10.whybox.v1.Stage\x12\"\n\x07why_not\x18\t \x01(\x0b\x32\x11.whybox.v1.WhyNot\"\xc4\x02\n\x0e\x45xplainRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\r\n\x05image\x18\x03 \x01(\x0c\x12!\n\x06select\x18\x04 \x01(\x0b\x32\x11.whybox.v1.Select\x12\x1b\n\x03nms\x18\x05 \x01(\x0b\x32\x0e.whybox.v1.Nms\x12\x0e\n\x06method\x18\x06 \x01(\t\x12\x0f\n\x07targets\x18\x07 \x03(\t\x12\r\n\x05layer\x18\x08 \x01(\t\x12\'\n\x06params\x18\t \x01(\x0b\x32\x17.google.protobuf.Struct\x12!\n\x06\x62udget\x18\n \x01(\x0b\x32\x11.whybox.v1.Budget\x12\x0c\n\x04seed\x18\x0b \x01(\r\x12\x10\n\x08\x65valuate\x18\x0c \x01(\x08\x12!\n\x06output\x18\r \x01(\x0b\x32\x11.whybox.v1.Output\"\xb9\x02\n\x0f\x45xplainResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12#\n\x05image\x18\x03 \x01(\x0b\x32\x14.whybox.v1.ImageSize\x12(\n\ndetections\x18\x04 \x03(\x0b\x32\x14.whybox.v1.Detection\x12\x32\n\nsuppressed\x18\x05 \x03(\x0b\x32\x1e.whybox.v1.SuppressedDetection\x12\x10\n\x08warnings\x18\x06 \x03(\t\x12 \n\x06stages\x18\x07 \x03(\x0b\x32\x10.whybox.v1.Stage\x12%\n\theat_maps\x18\x08 \x03(\x0b\x32\x12.whybox.v1.HeatMap\x12\"\n\x07why_not\x18\t \x01(\x0b\x32\x11.whybox.v1.WhyNot\"q\n\x0f\x45valuateRequest\x12*\n\x07\x65xplain\x18\x01 \x01(\x0b\x32\x19.whybox.v1.ExplainRequest\x12 \n\x05truth\x18\x02 \x01(\x0b\x32\x11.whybox.v1.Layout\x12\x10\n\x08measures\x18\x03 \x03(\t\"\x97\x01\n\nEvaluation\x12\x17\n\x0f\x64\x65tection_index\x18\x01 \x01(\r\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x31\n\x06values\x18\x03 \x03(\x0b\x32!.whybox.v1.Evaluation.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"o\n\x10\x45valuateResponse\x12/\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32\x1a.whybox.v1.ExplainResponse\x12*\n\x0b\x65valuations\x18\x02 \x03(\x0b\x32\x15.whybox.v1.Evaluation\"\x9a\x01\n\x16\x43reateInversionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12!\n\x06layout\x18\x02 \x01(\x0b\x32\x11.whybox.v1.Layout\x12\'\n\x06params\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0c\n\x04seed\x18\x04 \x01(\r\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\"#\n\x13GetInversionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"M\n\x15ListInversionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\"[\n\x16ListInversionsResponse\x12(\n\ninversions\x18\x01 \x03(\x0b\x32\x14.whybox.v1.Inversion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x16\x43\x61ncelInversionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"&\n\x16\x44\x65leteInversionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x15WatchInversionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rlast_event_id\x18\x02 \x01(\t\"\xa3\x01\n\x11InversionProgress\x12\x11\n\titeration\x18\x01 \x01(\r\x12\x12\n\niterations\x18\x02 \x01(\r\x12\x38\n\x06losses\x18\x03 \x03(\x0b\x32(.whybox.v1.InversionProgress.LossesEntry\x1a-\n\x0bLossesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\";\n\x0bLayoutMatch\x12\x10\n\x08mean_iou\x18\x01 \x01(\x02\x12\x0e\n\x06recall\x18\x02 \x01(\x02\x12\n\n\x02\x61p\x18\x03 \x01(\x02\"b\n\x0fInversionResult\x12(\n\ndetections\x18\x01 \x03(\x0b\x32\x14.whybox.v1.Detection\x12%\n\x05match\x18\x02 \x01(\x0b\x32\x16.whybox.v1.LayoutMatch\"\xbb\x02\n\tInversion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12.\n\x08progress\x18\x03 \x01(\x0b\x32\x1c.whybox.v1.InversionProgress\x12\x32\n\x07request\x18\x04 \x01(\x0b\x32!.whybox.v1.CreateInversionRequest\x12*\n\x06result\x18\x05 \x01(\x0b\x32\x1a.whybox.v1.InversionResult\x12\x1f\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x10.whybox.v1.Error\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"V\n\x0eInversionEvent\x12\n\n\x02id\x18\x01 \x01(\t\x12\'\n\tinversion\x18\x02 \x01(\x0b\x32\x14.whybox.v1.Inversion\x12\x0f\n\x07preview\x18\x03 \x01(\x0c\"\x85\x01\n\x05\x45rror\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x10\n\x08\x65xpected\x18\x04 \x01(\t\x12\x0b\n\x03got\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x1b\n\x13retry_after_seconds\x18\x07 \x01(\x01\x32\xf4\x06\n\tExplainer\x12I\n\nListModels\x12\x1c.whybox.v1.ListModelsRequest\x1a\x1d.whybox.v1.ListModelsResponse\x12\x38\n\x08GetModel\x12\x1a.whybox.v1.GetModelRequest\x1a\x10.whybox.v1.Model\x12=\n\x06\x44\x65tect\x12\x18.whybox.v1.DetectRequest\x1a\x19.whybox.v1.DetectResponse\x12@\n\x07\x45xplain\x12\x19.whybox.v1.ExplainRequest\x1a\x1a.whybox.v1.ExplainResponse\x12H\n\rExplainStream\x12\x19.whybox.v1.ExplainRequest\x1a\x1a.whybox.v1.ExplainResponse0\x01\x12\x43\n\x08\x45valuate\x12\x1a.whybox.v1.EvaluateRequest\x1a\x1b.whybox.v1.EvaluateResponse\x12J\n\x0f\x43reateInversion\x12!.whybox.v1.CreateInversionRequest\x1a\x14.whybox.v1.Inversion\x12\x44\n\x0cGetInversion\x12\x1e.whybox.v1.GetInversionRequest\x1a\x14.whybox.v1.Inversion\x12U\n\x0eListInversions\x12 .whybox.v1.ListInversionsRequest\x1a!.whybox.v1.ListInversionsResponse\x12J\n\x0f\x43\x61ncelInversion\x12!.whybox.v1.CancelInversionRequest\x1a\x14.whybox.v1.Inversion\x12L\n\x0f\x44\x65leteInversion\x12!.whybox.v1.DeleteInversionRequest\x1a\x16.google.protobuf.Empty\x12O\n\x0eWatchInversion\x12 .whybox.v1.WatchInversionRequest\x1a\x19.whybox.v1.InversionEvent0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fwhybox_proto/v1/explainer.proto\x12\twhybox.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bwhybox_proto/v1/types.proto\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"O\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.whybox.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"\x84\x01\n\rDetectRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\r\n\x05image\x18\x03 \x01(\x0c\x12!\n\x06select\x18\x04 \x01(\x0b\x32\x11.whybox.v1.Select\x12\x1b\n\x03nms\x18\x05 \x01(\x0b\x32\x0e.whybox.v1.Nms\"\x91\x02\n\x0e\x44\x65tectResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12#\n\x05image\x18\x03 \x01(\x0b\x32\x14.whybox.v1.ImageSize\x12(\n\ndetections\x18\x04 \x03(\x0b\x32\x14.whybox.v1.Detection\x12\x32\n\nsuppressed\x18\x05 \x03(\x0b\x32\x1e.whybox.v1.SuppressedDetection\x12\x10\n\x08warnings\x18\x06 \x03(\t\x12 \n\x06stages\x18\x07 \x03(\x0b\x32\x10.whybox.v1.Stage\x12\"\n\x07why_not\x18\t \x01(\x0b\x32\x11.whybox.v1.WhyNot\"\xc4\x02\n\x0e\x45xplainRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\r\n\x05image\x18\x03 \x01(\x0c\x12!\n\x06select\x18\x04 \x01(\x0b\x32\x11.whybox.v1.Select\x12\x1b\n\x03nms\x18\x05 \x01(\x0b\x32\x0e.whybox.v1.Nms\x12\x0e\n\x06method\x18\x06 \x01(\t\x12\x0f\n\x07targets\x18\x07 \x03(\t\x12\r\n\x05layer\x18\x08 \x01(\t\x12\'\n\x06params\x18\t \x01(\x0b\x32\x17.google.protobuf.Struct\x12!\n\x06\x62udget\x18\n \x01(\x0b\x32\x11.whybox.v1.Budget\x12\x0c\n\x04seed\x18\x0b \x01(\r\x12\x10\n\x08\x65valuate\x18\x0c \x01(\x08\x12!\n\x06output\x18\r \x01(\x0b\x32\x11.whybox.v1.Output\"\xca\x02\n\x0f\x45xplainResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12#\n\x05image\x18\x03 \x01(\x0b\x32\x14.whybox.v1.ImageSize\x12(\n\ndetections\x18\x04 \x03(\x0b\x32\x14.whybox.v1.Detection\x12\x32\n\nsuppressed\x18\x05 \x03(\x0b\x32\x1e.whybox.v1.SuppressedDetection\x12\x10\n\x08warnings\x18\x06 \x03(\t\x12 \n\x06stages\x18\x07 \x03(\x0b\x32\x10.whybox.v1.Stage\x12%\n\theat_maps\x18\x08 \x03(\x0b\x32\x12.whybox.v1.HeatMap\x12\"\n\x07why_not\x18\t \x01(\x0b\x32\x11.whybox.v1.WhyNot\x12\x0f\n\x07partial\x18\n \x01(\x08\"q\n\x0f\x45valuateRequest\x12*\n\x07\x65xplain\x18\x01 \x01(\x0b\x32\x19.whybox.v1.ExplainRequest\x12 \n\x05truth\x18\x02 \x01(\x0b\x32\x11.whybox.v1.Layout\x12\x10\n\x08measures\x18\x03 \x03(\t\"\x97\x01\n\nEvaluation\x12\x17\n\x0f\x64\x65tection_index\x18\x01 \x01(\r\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x31\n\x06values\x18\x03 \x03(\x0b\x32!.whybox.v1.Evaluation.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"o\n\x10\x45valuateResponse\x12/\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32\x1a.whybox.v1.ExplainResponse\x12*\n\x0b\x65valuations\x18\x02 \x03(\x0b\x32\x15.whybox.v1.Evaluation\"\x9a\x01\n\x16\x43reateInversionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12!\n\x06layout\x18\x02 \x01(\x0b\x32\x11.whybox.v1.Layout\x12\'\n\x06params\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0c\n\x04seed\x18\x04 \x01(\r\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\"#\n\x13GetInversionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"M\n\x15ListInversionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\"[\n\x16ListInversionsResponse\x12(\n\ninversions\x18\x01 \x03(\x0b\x32\x14.whybox.v1.Inversion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x16\x43\x61ncelInversionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"&\n\x16\x44\x65leteInversionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x15WatchInversionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rlast_event_id\x18\x02 \x01(\t\"\xa3\x01\n\x11InversionProgress\x12\x11\n\titeration\x18\x01 \x01(\r\x12\x12\n\niterations\x18\x02 \x01(\r\x12\x38\n\x06losses\x18\x03 \x03(\x0b\x32(.whybox.v1.InversionProgress.LossesEntry\x1a-\n\x0bLossesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\";\n\x0bLayoutMatch\x12\x10\n\x08mean_iou\x18\x01 \x01(\x02\x12\x0e\n\x06recall\x18\x02 \x01(\x02\x12\n\n\x02\x61p\x18\x03 \x01(\x02\"b\n\x0fInversionResult\x12(\n\ndetections\x18\x01 \x03(\x0b\x32\x14.whybox.v1.Detection\x12%\n\x05match\x18\x02 \x01(\x0b\x32\x16.whybox.v1.LayoutMatch\"\xbb\x02\n\tInversion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12.\n\x08progress\x18\x03 \x01(\x0b\x32\x1c.whybox.v1.InversionProgress\x12\x32\n\x07request\x18\x04 \x01(\x0b\x32!.whybox.v1.CreateInversionRequest\x12*\n\x06result\x18\x05 \x01(\x0b\x32\x1a.whybox.v1.InversionResult\x12\x1f\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x10.whybox.v1.Error\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"V\n\x0eInversionEvent\x12\n\n\x02id\x18\x01 \x01(\t\x12\'\n\tinversion\x18\x02 \x01(\x0b\x32\x14.whybox.v1.Inversion\x12\x0f\n\x07preview\x18\x03 \x01(\x0c\"\x85\x01\n\x05\x45rror\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x10\n\x08\x65xpected\x18\x04 \x01(\t\x12\x0b\n\x03got\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x1b\n\x13retry_after_seconds\x18\x07 \x01(\x01\x32\xf4\x06\n\tExplainer\x12I\n\nListModels\x12\x1c.whybox.v1.ListModelsRequest\x1a\x1d.whybox.v1.ListModelsResponse\x12\x38\n\x08GetModel\x12\x1a.whybox.v1.GetModelRequest\x1a\x10.whybox.v1.Model\x12=\n\x06\x44\x65tect\x12\x18.whybox.v1.DetectRequest\x1a\x19.whybox.v1.DetectResponse\x12@\n\x07\x45xplain\x12\x19.whybox.v1.ExplainRequest\x1a\x1a.whybox.v1.ExplainResponse\x12H\n\rExplainStream\x12\x19.whybox.v1.ExplainRequest\x1a\x1a.whybox.v1.ExplainResponse0\x01\x12\x43\n\x08\x45valuate\x12\x1a.whybox.v1.EvaluateRequest\x1a\x1b.whybox.v1.EvaluateResponse\x12J\n\x0f\x43reateInversion\x12!.whybox.v1.CreateInversionRequest\x1a\x14.whybox.v1.Inversion\x12\x44\n\x0cGetInversion\x12\x1e.whybox.v1.GetInversionRequest\x1a\x14.whybox.v1.Inversion\x12U\n\x0eListInversions\x12 .whybox.v1.ListInversionsRequest\x1a!.whybox.v1.ListInversionsResponse\x12J\n\x0f\x43\x61ncelInversion\x12!.whybox.v1.CancelInversionRequest\x1a\x14.whybox.v1.Inversion\x12L\n\x0f\x44\x65leteInversion\x12!.whybox.v1.DeleteInversionRequest\x1a\x16.google.protobuf.Empty\x12O\n\x0eWatchInversion\x12 .whybox.v1.WatchInversionRequest\x1a\x19.whybox.v1.InversionEvent0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,43 +52,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPLAINREQUEST']._serialized_start=777
   _globals['_EXPLAINREQUEST']._serialized_end=1101
   _globals['_EXPLAINRESPONSE']._serialized_start=1104
-  _globals['_EXPLAINRESPONSE']._serialized_end=1417
-  _globals['_EVALUATEREQUEST']._serialized_start=1419
-  _globals['_EVALUATEREQUEST']._serialized_end=1532
-  _globals['_EVALUATION']._serialized_start=1535
-  _globals['_EVALUATION']._serialized_end=1686
-  _globals['_EVALUATION_VALUESENTRY']._serialized_start=1641
-  _globals['_EVALUATION_VALUESENTRY']._serialized_end=1686
-  _globals['_EVALUATERESPONSE']._serialized_start=1688
-  _globals['_EVALUATERESPONSE']._serialized_end=1799
-  _globals['_CREATEINVERSIONREQUEST']._serialized_start=1802
-  _globals['_CREATEINVERSIONREQUEST']._serialized_end=1956
-  _globals['_GETINVERSIONREQUEST']._serialized_start=1958
-  _globals['_GETINVERSIONREQUEST']._serialized_end=1993
-  _globals['_LISTINVERSIONSREQUEST']._serialized_start=1995
-  _globals['_LISTINVERSIONSREQUEST']._serialized_end=2072
-  _globals['_LISTINVERSIONSRESPONSE']._serialized_start=2074
-  _globals['_LISTINVERSIONSRESPONSE']._serialized_end=2165
-  _globals['_CANCELINVERSIONREQUEST']._serialized_start=2167
-  _globals['_CANCELINVERSIONREQUEST']._serialized_end=2205
-  _globals['_DELETEINVERSIONREQUEST']._serialized_start=2207
-  _globals['_DELETEINVERSIONREQUEST']._serialized_end=2245
-  _globals['_WATCHINVERSIONREQUEST']._serialized_start=2247
-  _globals['_WATCHINVERSIONREQUEST']._serialized_end=2307
-  _globals['_INVERSIONPROGRESS']._serialized_start=2310
-  _globals['_INVERSIONPROGRESS']._serialized_end=2473
-  _globals['_INVERSIONPROGRESS_LOSSESENTRY']._serialized_start=2428
-  _globals['_INVERSIONPROGRESS_LOSSESENTRY']._serialized_end=2473
-  _globals['_LAYOUTMATCH']._serialized_start=2475
-  _globals['_LAYOUTMATCH']._serialized_end=2534
-  _globals['_INVERSIONRESULT']._serialized_start=2536
-  _globals['_INVERSIONRESULT']._serialized_end=2634
-  _globals['_INVERSION']._serialized_start=2637
-  _globals['_INVERSION']._serialized_end=2952
-  _globals['_INVERSIONEVENT']._serialized_start=2954
-  _globals['_INVERSIONEVENT']._serialized_end=3040
-  _globals['_ERROR']._serialized_start=3043
-  _globals['_ERROR']._serialized_end=3176
-  _globals['_EXPLAINER']._serialized_start=3179
-  _globals['_EXPLAINER']._serialized_end=4063
+  _globals['_EXPLAINRESPONSE']._serialized_end=1434
+  _globals['_EVALUATEREQUEST']._serialized_start=1436
+  _globals['_EVALUATEREQUEST']._serialized_end=1549
+  _globals['_EVALUATION']._serialized_start=1552
+  _globals['_EVALUATION']._serialized_end=1703
+  _globals['_EVALUATION_VALUESENTRY']._serialized_start=1658
+  _globals['_EVALUATION_VALUESENTRY']._serialized_end=1703
+  _globals['_EVALUATERESPONSE']._serialized_start=1705
+  _globals['_EVALUATERESPONSE']._serialized_end=1816
+  _globals['_CREATEINVERSIONREQUEST']._serialized_start=1819
+  _globals['_CREATEINVERSIONREQUEST']._serialized_end=1973
+  _globals['_GETINVERSIONREQUEST']._serialized_start=1975
+  _globals['_GETINVERSIONREQUEST']._serialized_end=2010
+  _globals['_LISTINVERSIONSREQUEST']._serialized_start=2012
+  _globals['_LISTINVERSIONSREQUEST']._serialized_end=2089
+  _globals['_LISTINVERSIONSRESPONSE']._serialized_start=2091
+  _globals['_LISTINVERSIONSRESPONSE']._serialized_end=2182
+  _globals['_CANCELINVERSIONREQUEST']._serialized_start=2184
+  _globals['_CANCELINVERSIONREQUEST']._serialized_end=2222
+  _globals['_DELETEINVERSIONREQUEST']._serialized_start=2224
+  _globals['_DELETEINVERSIONREQUEST']._serialized_end=2262
+  _globals['_WATCHINVERSIONREQUEST']._serialized_start=2264
+  _globals['_WATCHINVERSIONREQUEST']._serialized_end=2324
+  _globals['_INVERSIONPROGRESS']._serialized_start=2327
+  _globals['_INVERSIONPROGRESS']._serialized_end=2490
+  _globals['_INVERSIONPROGRESS_LOSSESENTRY']._serialized_start=2445
+  _globals['_INVERSIONPROGRESS_LOSSESENTRY']._serialized_end=2490
+  _globals['_LAYOUTMATCH']._serialized_start=2492
+  _globals['_LAYOUTMATCH']._serialized_end=2551
+  _globals['_INVERSIONRESULT']._serialized_start=2553
+  _globals['_INVERSIONRESULT']._serialized_end=2651
+  _globals['_INVERSION']._serialized_start=2654
+  _globals['_INVERSION']._serialized_end=2969
+  _globals['_INVERSIONEVENT']._serialized_start=2971
+  _globals['_INVERSIONEVENT']._serialized_end=3057
+  _globals['_ERROR']._serialized_start=3060
+  _globals['_ERROR']._serialized_end=3193
+  _globals['_EXPLAINER']._serialized_start=3196
+  _globals['_EXPLAINER']._serialized_end=4080
 # @@protoc_insertion_point(module_scope)

@@ -101,7 +101,7 @@ class ExplainRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., model_version: _Optional[str] = ..., image: _Optional[bytes] = ..., select: _Optional[_Union[_types_pb2.Select, _Mapping]] = ..., nms: _Optional[_Union[_types_pb2.Nms, _Mapping]] = ..., method: _Optional[str] = ..., targets: _Optional[_Iterable[str]] = ..., layer: _Optional[str] = ..., params: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., budget: _Optional[_Union[_types_pb2.Budget, _Mapping]] = ..., seed: _Optional[int] = ..., evaluate: bool = ..., output: _Optional[_Union[_types_pb2.Output, _Mapping]] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("model", "model_version", "image", "detections", "suppressed", "warnings", "stages", "heat_maps", "why_not")
+    __slots__ = ("model", "model_version", "image", "detections", "suppressed", "warnings", "stages", "heat_maps", "why_not", "partial")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +111,7 @@ class ExplainResponse(_message.Message):
     STAGES_FIELD_NUMBER: _ClassVar[int]
     HEAT_MAPS_FIELD_NUMBER: _ClassVar[int]
     WHY_NOT_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
     model: str
     model_version: str
     image: _types_pb2.ImageSize
@@ -120,7 +121,8 @@ class ExplainResponse(_message.Message):
     stages: _containers.RepeatedCompositeFieldContainer[_types_pb2.Stage]
     heat_maps: _containers.RepeatedCompositeFieldContainer[_types_pb2.HeatMap]
     why_not: _types_pb2.WhyNot
-    def __init__(self, model: _Optional[str] = ..., model_version: _Optional[str] = ..., image: _Optional[_Union[_types_pb2.ImageSize, _Mapping]] = ..., detections: _Optional[_Iterable[_Union[_types_pb2.Detection, _Mapping]]] = ..., suppressed: _Optional[_Iterable[_Union[_types_pb2.SuppressedDetection, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., stages: _Optional[_Iterable[_Union[_types_pb2.Stage, _Mapping]]] = ..., heat_maps: _Optional[_Iterable[_Union[_types_pb2.HeatMap, _Mapping]]] = ..., why_not: _Optional[_Union[_types_pb2.WhyNot, _Mapping]] = ...) -> None: ...
+    partial: bool
+    def __init__(self, model: _Optional[str] = ..., model_version: _Optional[str] = ..., image: _Optional[_Union[_types_pb2.ImageSize, _Mapping]] = ..., detections: _Optional[_Iterable[_Union[_types_pb2.Detection, _Mapping]]] = ..., suppressed: _Optional[_Iterable[_Union[_types_pb2.SuppressedDetection, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., stages: _Optional[_Iterable[_Union[_types_pb2.Stage, _Mapping]]] = ..., heat_maps: _Optional[_Iterable[_Union[_types_pb2.HeatMap, _Mapping]]] = ..., why_not: _Optional[_Union[_types_pb2.WhyNot, _Mapping]] = ..., partial: bool = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
     __slots__ = ("explain", "truth", "measures")

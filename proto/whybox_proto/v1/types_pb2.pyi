@@ -305,14 +305,16 @@ class Model(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., description: _Optional[str] = ..., family: _Optional[str] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., input: _Optional[_Union[InputLimits, _Mapping]] = ..., score_threshold: _Optional[float] = ..., methods: _Optional[_Iterable[_Union[Method, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., nms: _Optional[_Iterable[_Union[Nms, _Mapping]]] = ..., default_nms: _Optional[str] = ..., ready: bool = ..., state: _Optional[_Union[WorkerState, _Mapping]] = ..., measures: _Optional[_Iterable[_Union[Measure, _Mapping]]] = ...) -> None: ...
 
 class LayoutObject(_message.Message):
-    __slots__ = ("label", "box", "mask")
+    __slots__ = ("label", "box", "mask", "evidence")
     LABEL_FIELD_NUMBER: _ClassVar[int]
     BOX_FIELD_NUMBER: _ClassVar[int]
     MASK_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     label: str
     box: _containers.RepeatedScalarFieldContainer[float]
     mask: str
-    def __init__(self, label: _Optional[str] = ..., box: _Optional[_Iterable[float]] = ..., mask: _Optional[str] = ...) -> None: ...
+    evidence: str
+    def __init__(self, label: _Optional[str] = ..., box: _Optional[_Iterable[float]] = ..., mask: _Optional[str] = ..., evidence: _Optional[str] = ...) -> None: ...
 
 class Layout(_message.Message):
     __slots__ = ("width", "height", "objects")

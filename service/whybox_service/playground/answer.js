@@ -1,6 +1,6 @@
 // What came of a request, besides the picture: times, warnings, the request's id; or the problem.
 
-import { element } from "./form.js";
+import { element, formatted, words } from "./form.js";
 
 const byId = (id) => document.getElementById(id);
 
@@ -28,6 +28,20 @@ export function showAnswer({ body, requestId, seconds }) {
   byId("request-id").textContent = requestId;
   byId("stages").hidden = byId("request").hidden = false;
   byId("answer-none").hidden = true;
+}
+
+/** Show how good a map is, by the measures that the model describes; nothing where nothing was measured. */
+export function showMeasures(values, described) {
+  const about = new Map(described.map((measure) => [measure.name, measure]));
+  byId("measures").tBodies[0].replaceChildren(
+    ...Object.entries(values).map(([name, value]) => {
+      const { protocol = "", better = "" } = about.get(name) ?? {};
+      const head = element("th", { scope: "row", textContent: words(name), title: protocol });
+      const hint = element("td", { className: "hint", textContent: better && `${better} is better` });
+      return element("tr", {}, head, hint, element("td", { className: "number", textContent: formatted(value) }));
+    }),
+  );
+  byId("measures").hidden = Object.keys(values).length === 0;
 }
 
 /** Show a problem as text, with what was expected; `retry` is offered where asking again can help. */

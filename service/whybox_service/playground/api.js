@@ -1,9 +1,14 @@
 // Talks to the service: JSON answers, problems as errors, and the API key, which lives in this module alone.
 
+import { readEvents } from "./events.js";
+
 let key = "";
 
 // What a client may try again, as the contract's table of errors has it.
 const RETRYABLE = new Set([408, 429, 503, 504]);
+// A budget gets its seconds within this share of the time that the request has, and some for the rest of the work.
+const SLACK = 1.5;
+const PATIENCE_S = 30;
 
 /** An RFC 9457 problem, or what happened where there was no answer at all. */
 export class Problem extends Error {
@@ -52,26 +57,76 @@ export async function listModels() {
  * Returns {body, requestId, seconds}: the answer, its id, and the time from asking to reading it.
  */
 export async function ask(model, verb, picture, fields, signal) {
-  const form = new FormData();
-  form.append("image", picture.blob, picture.name);
-  form.append("request", new Blob([JSON.stringify(fields)], { type: "application/json" }));
-  return request(`v1/models/${encodeURIComponent(model)}:${verb}`, { method: "POST", body: form, signal });
+  return request(address(model, verb), { method: "POST", body: form(picture, fields), signal });
+}
+
+/**
+ * Explain with a method that draws samples: `partial` is called with each answer that is not yet whole.
+ *
+ * Both it and the result are as those of ask().
+ */
+export async function grow(model, picture, fields, signal, partial) {
+  const started = performance.now();
+  const headers = { Accept: "text/event-stream" };
+  const { seconds } = fields.budget ?? {};
+  if (seconds) headers["X-Request-Timeout"] = String(Math.ceil(SLACK * seconds) + PATIENCE_S);
+  const options = { method: "POST", body: form(picture, fields), signal, headers };
+  const response = await send(address(model, "explain"), options);
+  const requestId = response.headers.get("X-Request-Id") ?? "";
+  if (!response.headers.get("Content-Type")?.startsWith("text/event-stream")) return read(response, started);
+  const answer = (data) => ({ body: JSON.parse(data), requestId, seconds: (performance.now() - started) / 1000 });
+  try {
+    for await (const { name, data } of readEvents(response.body)) {
+      if (name === "partial") partial(answer(data));
+      if (name === "result") return answer(data);
+      if (name === "error") throw new Problem(JSON.parse(data), requestId);
+    }
+  } catch (error) {
+    throw unreached(error);
+  }
+  throw new Problem({ title: "The answer broke off", detail: "The stream ended before its result." }, requestId);
+}
+
+function address(model, verb) {
+  return `v1/models/${encodeURIComponent(model)}:${verb}`;
+}
+
+function form(picture, fields) {
+  const made = new FormData();
+  made.append("image", picture.blob, picture.name);
+  made.append("request", new Blob([JSON.stringify(fields)], { type: "application/json" }));
+  return made;
 }
 
 async function request(path, options) {
-  const headers = { Accept: "application/json" };
-  if (key) headers.Authorization = `Bearer ${key}`;
   const started = performance.now();
-  let response;
+  return read(await send(path, options), started);
+}
+
+async function send(path, options) {
+  const headers = { Accept: "application/json", ...options.headers };
+  if (key) headers.Authorization = `Bearer ${key}`;
+  try {
+    return await fetch(path, { ...options, headers, cache: "no-store", credentials: "same-origin" });
+  } catch (error) {
+    throw unreached(error);
+  }
+}
+
+/** What a failure to send or to read means; our own errors, and that we gave up, are as they are. */
+function unreached(error) {
+  if (error instanceof Problem || error.name === "AbortError") return error;
+  return new Problem({ title: "The service cannot be reached", detail: "It did not answer. Is it running?" });
+}
+
+async function read(response, started) {
+  const requestId = response.headers.get("X-Request-Id") ?? "";
   let text;
   try {
-    response = await fetch(path, { ...options, headers, cache: "no-store", credentials: "same-origin" });
     text = await response.text();
   } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Problem({ title: "The service cannot be reached", detail: "It did not answer. Is it running?" });
+    throw unreached(error);
   }
-  const requestId = response.headers.get("X-Request-Id") ?? "";
   let body;
   try {
     body = JSON.parse(text);

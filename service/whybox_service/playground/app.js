@@ -1,18 +1,29 @@
 // The page: what is chosen, what is asked of the service because of it, and what is shown of the answer.
 
 import * as api from "./api.js";
-import { hideProblem, showAnswer, showProblem } from "./answer.js";
-import { buildForm, element, fillSelect, isSide, targetName } from "./form.js";
+import { hideProblem, showAnswer, showMeasures, showProblem } from "./answer.js";
+import { buildForm, element, fillSelect, formatted, isSide, targetName } from "./form.js";
 import { drawRamp, range } from "./maps.js";
+import { Missing } from "./missing.js";
+import { whyNot, whySuppressed } from "./reasons.js";
 import { SAMPLES } from "./samples.js";
 import { asCurl, asPython } from "./snippets.js";
-import { Stage, formatted } from "./stage.js";
+import { Stage } from "./stage.js";
 
 const byId = (id) => document.getElementById(id);
 
 const ORIGIN = new URL(".", document.baseURI).href.replace(/\/$/, "");
 // How long a slider rests before its value is asked for.
 const REST_MS = 250;
+// What bounds a method that draws samples, as a method describes its parameters; an empty one does not.
+const BUDGET = [
+  { name: "seconds", type: "number", default_value: 10, minimum: 0.1, optional: true, description: "to draw samples for" },
+  { name: "samples", type: "integer", minimum: 1, optional: true, description: "to draw at most" },
+  { name: "seed", type: "integer", default_value: 0, minimum: 0, description: "of what is drawn" },
+];
+
+// Why a request was given up: its answer so far is what is wanted.
+const STOPPED = new DOMException("stopped", "AbortError");
 
 const state = {
   models: [],
@@ -20,6 +31,9 @@ const state = {
   picture: null, // {blob, name, title, url, address}
   detections: [],
   chosen: null, // index of the detection that is explained
+  expected: null, // {box, label} of the object whose absence is explained
+  candidate: null, // the detection nearest to it
+  evaluate: false,
   target: "class", // class, x1 …: what the radio buttons say
   compare: false,
   map: null, // the one map on show
@@ -28,29 +42,53 @@ const state = {
 
 let readNms = () => ({});
 let readParams = () => ({});
+let readBudget = () => ({});
 let inFlight = null;
 let resting = 0;
 
 const stage = new Stage((index) => explain(index));
+const missing = new Missing(stage, (expected) => explainMissing(expected));
 
 // --- asking ---------------------------------------------------------------------------------------------------------
 
-/** Ask the service; null where it was refused, or where something else has been asked meanwhile. */
-async function ask(verb, fields, again) {
+/**
+ * Ask the service; null where it was refused, or where something else has been asked meanwhile.
+ *
+ * With `partial` the answer grows: it is called with each body that is not yet whole. Who stops it gets the last one.
+ */
+async function ask(verb, fields, again, partial) {
   clearTimeout(resting);
   inFlight?.abort();
   const mine = (inFlight = new AbortController());
   state.asked = { verb, fields };
   showCode();
   busy(true);
+  const bounds = { samples: fields.params?.samples, ...fields.budget };
+  showGrowth(partial ? { body: { heat_maps: [] }, seconds: 0 } : null, bounds);
+  let latest = null;
+  const grown = (answer) => {
+    if (inFlight !== mine) return;
+    latest = answer;
+    showGrowth(answer, bounds);
+    partial(answer.body);
+  };
   try {
-    const answer = await api.ask(state.model.name, verb, state.picture, fields, mine.signal);
+    const answer = await (partial
+      ? api.grow(state.model.name, state.picture, fields, mine.signal, grown)
+      : api.ask(state.model.name, verb, state.picture, fields, mine.signal)
+    ).catch((error) => {
+      if (mine.signal.reason === STOPPED && latest) return latest;
+      throw error;
+    });
     if (inFlight !== mine) return null;
+    if (partial) showGrowth(answer);
     hideProblem();
     showAnswer(answer);
     return answer;
   } catch (error) {
-    if (inFlight === mine && error.name !== "AbortError") fail(error, again);
+    if (inFlight === mine) showGrowth(null);
+    if (error === STOPPED) say("Stopped before the first samples were there.");
+    else if (inFlight === mine && error.name !== "AbortError") fail(error, again);
     return null;
   } finally {
     if (inFlight === mine) {
@@ -68,6 +106,22 @@ function fail(error, again) {
   if (error.status === 401) askForKey(again, api.hasKey() ? error.detail : "");
 }
 
+/** Show how far an answer is; with its bounds it is still growing. null: no samples are drawn. */
+function showGrowth(answer, bounds) {
+  const maps = answer ? [...answer.body.heat_maps, ...(answer.body.why_not?.heat_maps ?? [])] : [];
+  const samples = Math.min(...maps.map((map) => map.samples ?? 0));
+  byId("growth").hidden = !answer || !(bounds || (maps.length && samples));
+  byId("growth-bar").hidden = byId("stop").hidden = !bounds;
+  if (byId("growth").hidden) return;
+  const errors = maps.map((map) => map.standard_error).filter((error) => error !== undefined);
+  const error = errors.length ? `, standard error ${formatted(Math.max(...errors))}` : "";
+  byId("growth-text").textContent = maps.length ? `${samples} samples${error}` : "Drawing samples";
+  const shares = bounds ? [samples / bounds.samples, answer.seconds / bounds.seconds].filter(Number.isFinite) : [];
+  const bar = byId("growth-bar");
+  if (shares.length && maps.length) bar.value = Math.min(1, Math.max(...shares));
+  else bar.removeAttribute("value");
+}
+
 function selection() {
   return { score_threshold: byId("threshold").valueAsNumber };
 }
@@ -82,16 +136,34 @@ function suppression() {
   return { nms: { kind, ...Object.fromEntries(changed) } };
 }
 
+/** How to explain: what both a detection and an object that is missing are asked for. */
+function manner(method) {
+  const fields = { ...suppression(), method: method.name };
+  const layer = [byId("layer").value, byId("with-field").hidden ? "" : byId("with").value].filter(Boolean).join("+");
+  if (layer) fields.layer = layer;
+  if (method.params.length) fields.params = readParams();
+  if (method.sampling) {
+    const { seed, ...budget } = readBudget();
+    fields.budget = budget;
+    if (seed) fields.seed = seed;
+  }
+  if (state.evaluate) fields.evaluate = true;
+  return fields;
+}
+
 /** Find what is in the picture, and explain again what was explained. */
 async function detect() {
   if (!state.picture || !state.model) return;
   const before = state.chosen === null ? null : state.detections.find(({ index }) => index === state.chosen);
-  const answer = await ask("detect", { select: selection(), ...suppression() }, detect);
+  const fields = { select: selection(), ...suppression() };
+  if (byId("suppressed").checked) fields.nms = { ...fields.nms, explain_suppressed: true };
+  const answer = await ask("detect", fields, detect);
   if (!answer) return;
-  const { detections, image } = answer.body;
+  const { detections, image, suppressed } = answer.body;
   stage.setSize(image);
   state.detections = detections;
   stage.setDetections(detections, spoken);
+  stage.setSuppressed(suppressed.map((each) => ({ box: each.box, reason: whySuppressed(each, detections) })));
   checkFrame(image);
   const same = before && detections.find(({ box, label }) => label === before.label && String(box) === String(before.box));
   if (same) {
@@ -113,43 +185,73 @@ async function explain(index) {
     say("This model has no method that explains.");
     return;
   }
+  if (state.expected) leave();
   if (state.chosen !== index) fillOther(detection);
   state.chosen = index;
   stage.mark(index);
   const fields = {
     select: { ...selection(), indices: [index] },
-    ...suppression(),
-    method: method.name,
     targets: state.compare ? method.targets : [target()],
+    ...manner(method),
   };
-  if (byId("layer").value) fields.layer = byId("layer").value;
-  if (method.params.length) fields.params = readParams();
-  const answer = await ask("explain", fields, () => explain(index));
+  const show = ({ heat_maps: maps }) => {
+    if (maps.length) showMaps(maps, detection);
+  };
+  const answer = await ask("explain", fields, () => explain(index), method.sampling && show);
   if (!answer) return;
-  const maps = answer.body.heat_maps;
-  const what = spoken(detection);
+  show(answer.body);
+  if (!answer.body.heat_maps.length) return;
+  say(state.compare ? `All targets of ${spoken(detection)}.` : `${targetName(state.map.target)}: ${spoken(detection)}.`);
+}
+
+/** Show the maps of a detection: one over the picture, or all side by side. */
+function showMaps(maps, detection) {
   if (state.compare) {
     state.map = null;
     stage.showSheet(maps, detection.box, byId("opacity").valueAsNumber, state.target, (chosen) => {
       setTarget(chosen);
       setCompare(false);
     });
-    say(`All targets of ${what}.`);
   } else {
     [state.map] = maps;
-    stage.showMap(state.map, `Heat map of ${state.map.target} for ${what}`);
+    stage.showMap(state.map, `Heat map of ${state.map.target} for ${spoken(detection)}`);
     stage.setOpacity(byId("opacity").valueAsNumber);
-    say(`${targetName(state.map.target)}: ${what}.`);
   }
   showView();
+}
+
+/** Show why an object that was expected is not there, and what its best candidate looked at. */
+async function explainMissing(expected) {
+  const method = currentMethod();
+  if (!method || !state.picture) return;
+  leave();
+  state.expected = expected;
+  const fields = { select: { ...selection(), expected }, targets: [target()], ...manner(method) };
+  const show = ({ why_not: told, detections }) => {
+    if (!told) return;
+    const sentence = whyNot(told, expected.label, detections);
+    const [map] = told.heat_maps;
+    state.map = map ?? null;
+    state.candidate = told.candidate ?? null;
+    stage.showMissing(state.candidate, map, `Heat map of ${map?.target} for the best candidate`);
+    stage.setOpacity(byId("opacity").valueAsNumber);
+    missing.tell(sentence);
+    showView();
+    return sentence;
+  };
+  const answer = await ask("explain", fields, () => explainMissing(expected), method.sampling && show);
+  if (answer) say(show(answer.body) ?? "The service does not say.");
 }
 
 /** Go back from a heat map to the boxes. */
 function leave() {
   const focused = document.activeElement?.closest("#view") ? state.chosen : null;
   state.chosen = null;
+  state.expected = null;
+  state.candidate = null;
   state.map = null;
   forgetOther();
+  missing.tell("");
   stage.clear();
   showView();
   if (focused !== null) stage.focus(focused);
@@ -162,7 +264,8 @@ function refresh(action) {
 }
 
 function again() {
-  if (state.chosen !== null) explain(state.chosen);
+  if (state.expected) explainMissing(state.expected);
+  else if (state.chosen !== null) explain(state.chosen);
 }
 
 // --- showing --------------------------------------------------------------------------------------------------------
@@ -181,9 +284,12 @@ function spoken(detection) {
 }
 
 function showView() {
-  byId("view").hidden = state.chosen === null;
+  byId("view").hidden = state.chosen === null && !state.expected;
+  byId("compare").hidden = state.chosen === null;
+  byId("evaluate").hidden = !state.model?.measures.length;
   byId("legend").hidden = state.map === null;
   byId("download").hidden = state.map === null;
+  showMeasures(state.map?.faithfulness ?? {}, state.model?.measures ?? []);
   if (!state.map) return;
   drawRamp(byId("ramp"), state.map.signed);
   const [low, high] = range(state.map);
@@ -218,9 +324,11 @@ async function open(blob, name, title = name, address = "") {
   state.picture = { blob, name, title, address, url: URL.createObjectURL(blob) };
   state.detections = [];
   state.chosen = null;
+  state.expected = null;
   state.map = null;
   showView();
   hideProblem();
+  if (state.model) missing.reset(state.model.labels, true);
   for (const button of byId("samples").children) {
     button.setAttribute("aria-pressed", String(button.dataset.address === address));
   }
@@ -299,6 +407,7 @@ function forgetOther() {
 function useModel(name) {
   const model = state.models.find((each) => each.name === name);
   state.model = model;
+  missing.reset(model.labels, state.picture !== null);
   const ready = byId("readiness");
   ready.textContent = model.ready ? "ready" : "not ready";
   ready.classList.toggle("off", !model.ready);
@@ -328,9 +437,17 @@ function useNms() {
 function useMethod() {
   const method = currentMethod();
   byId("method-about").textContent = method?.description ?? "";
-  fillSelect(byId("layer"), method?.layers ?? [], method?.default_layer);
-  byId("layer-field").hidden = !method?.layers.length;
+  const layers = method?.layers ?? [];
+  const own = method?.default_layer ?? "";
+  // The model's own may be a combination, which is none of the layers.
+  fillSelect(byId("layer"), own.includes("+") ? [[own, own.replaceAll("+", " + ")], ...layers] : layers, own);
+  byId("layer-field").hidden = !layers.length;
+  useLayer();
   readParams = buildForm(byId("params"), "param", method?.params ?? [], again);
+  const taken = new Set(method?.params.map(({ name }) => name));
+  const budget = method?.sampling ? BUDGET.filter(({ name }) => !taken.has(name)) : [];
+  readBudget = buildForm(byId("budget"), "budget", budget, again);
+  byId("budget").hidden = !method?.sampling;
   const targets = method?.targets ?? [];
   byId("targets").replaceChildren(
     ...targets.map((name) => {
@@ -341,6 +458,15 @@ function useMethod() {
     }),
   );
   setTarget(targets.includes(state.target) ? state.target : (targets[0] ?? ""));
+}
+
+/** Offer the layers that the one chosen can be combined with. */
+function useLayer() {
+  const method = currentMethod();
+  const chosen = byId("layer").value;
+  const others = method?.combines_layers && method.layers.includes(chosen) ? method.layers.filter((name) => name !== chosen) : [];
+  fillSelect(byId("with"), [["", "none"], ...others], "");
+  byId("with-field").hidden = !others.length;
 }
 
 // --- the key --------------------------------------------------------------------------------------------------------
@@ -400,7 +526,18 @@ function listen() {
     useMethod();
     again();
   });
-  byId("layer").addEventListener("change", again);
+  byId("layer").addEventListener("change", () => {
+    useLayer();
+    again();
+  });
+  byId("with").addEventListener("change", again);
+  byId("suppressed").addEventListener("change", detect);
+  byId("stop").addEventListener("click", () => inFlight?.abort(STOPPED));
+  byId("evaluate").addEventListener("click", () => {
+    state.evaluate = !state.evaluate;
+    byId("evaluate").setAttribute("aria-pressed", String(state.evaluate));
+    again();
+  });
   byId("settings").addEventListener("submit", (event) => event.preventDefault());
   byId("opacity").addEventListener("input", () => stage.setOpacity(byId("opacity").valueAsNumber));
   byId("compare").addEventListener("click", () => setCompare(!state.compare));
@@ -413,7 +550,9 @@ function listen() {
     byId("file").value = ""; // so that the same file can be opened again
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && state.chosen !== null && !byId("key-dialog").open) leave();
+    if (event.key !== "Escape" || byId("key-dialog").open) return;
+    if (stage.drawing) missing.stop();
+    else if (state.chosen !== null || state.expected) leave();
   });
   document.addEventListener("paste", (event) => openFirst(event.clipboardData.files));
   listenToDrops();
@@ -459,7 +598,7 @@ async function copy() {
 
 async function download() {
   const { map, picture } = state;
-  const detection = state.detections.find(({ index }) => index === state.chosen);
+  const detection = state.detections.find(({ index }) => index === state.chosen) ?? state.candidate;
   const png = await stage.download(map, detection.box, byId("opacity").valueAsNumber);
   const stem = picture.name.replace(/\.\w+$/, "");
   const name = `${stem}-${detection.label}-${map.target.replace(":", "-")}.png`;

@@ -68,11 +68,12 @@ function makeControl(parameter) {
     const control = element("input", { type: "text", value: value ?? "" });
     return { control, read: () => control.value };
   }
-  const control = element("input", { type: "number", required: true, step: type === "integer" ? "1" : "any" });
+  const required = !parameter.optional;
+  const control = element("input", { type: "number", required, step: type === "integer" ? "1" : "any" });
   if (minimum !== undefined) control.min = minimum;
   if (maximum !== undefined) control.max = maximum;
   control.value = value ?? "";
-  return { control, read: () => control.valueAsNumber };
+  return { control, read: () => (control.value === "" ? undefined : control.valueAsNumber) };
 }
 
 function describe({ description = "", minimum, maximum }) {
@@ -98,4 +99,11 @@ export function targetName(name) {
 /** A side of the box is also known by its coordinate. */
 export function isSide(name) {
   return /^[xy][12]$/.test(name);
+}
+
+/** A number in three significant digits. */
+export function formatted(value) {
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  return size >= 0.001 && size < 10000 ? String(Number(value.toPrecision(3))) : value.toExponential(2);
 }

@@ -37,12 +37,14 @@ export function asCurl({ origin, model, verb, fields, picture, keyed }) {
 
 /** A request as Python; see asCurl. */
 export function asPython({ origin, model, verb, fields, picture }) {
-  const { select = {}, nms, ...rest } = fields;
-  const named = { ...rest, ...select };
+  const { select: { expected, ...select } = {}, nms, budget = {}, ...rest } = fields;
+  const named = { ...rest, ...budget, ...select };
   const lines = Object.entries(named).map(([name, value]) => `${name}=${python(value)},`);
-  const { kind, ...numbers } = nms ?? {};
+  if (expected) lines.push(`expected=(${python(expected.box)}, ${python(expected.label)}),`);
+  const { kind, explain_suppressed: suppressed, ...numbers } = nms ?? {};
   const tuned = Object.keys(numbers).length > 0;
-  if (nms) {
+  if (suppressed) lines.push("explain_suppressed=True,");
+  if (kind) {
     const settings = Object.entries(numbers).map(([name, value]) => `, ${name}=${python(value)}`);
     lines.push(tuned ? `nms=Nms(${python(kind)}${settings.join("")}),` : `nms=${python(kind)},`);
   }
@@ -55,8 +57,10 @@ export function asPython({ origin, model, verb, fields, picture }) {
     `    answer = client.${verb}(`,
     ...[python(model) + ",", python(picture.name) + ",", ...lines].map((line) => `        ${line}`),
     "    )",
-    `for detection in answer${verb === "explain" ? ".detections" : ""}:`,
-    "    print(detection)",
+    ...(expected
+      ? ["print(answer.why_not)"]
+      : [`for detection in answer${verb === "explain" ? ".detections" : ""}:`, "    print(detection)"]),
+    ...(fields.evaluate ? ["for heat_map in answer.heat_maps:", "    print(heat_map.target, heat_map.faithfulness)"] : []),
     'answer.save("why.png")',
     "",
   ].join("\n");

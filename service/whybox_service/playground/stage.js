@@ -1,7 +1,7 @@
 // What lies over each other on the page: the picture, the heat map, the boxes; and the sheet of all targets.
 
 import { labelColor } from "./colors.js";
-import { element, isSide, targetName } from "./form.js";
+import { element, formatted, isSide, targetName } from "./form.js";
 import { paint, viewOf } from "./maps.js";
 
 // The longest side, in pixels, that a map is painted at on the page, and that a downloaded picture has.
@@ -16,6 +16,13 @@ function fit(size, longest, enlarge = false) {
   const largest = Math.max(size.width, size.height);
   const scale = enlarge ? longest / largest : Math.min(1, longest / largest);
   return [Math.max(1, Math.round(size.width * scale)), Math.max(1, Math.round(size.height * scale))];
+}
+
+/** An element of SVG with attributes. */
+function svg(name, attributes = {}) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
 }
 
 /** A box in white within black: seen on any ground. */
@@ -35,18 +42,25 @@ export class Stage {
   #list = byId("list");
   #tiles = byId("tiles");
   #choose;
+  #marks = byId("marks");
   #size = { width: 0, height: 0 };
   #shown = true;
   #sheet = [];
+  #suppressed = [];
+  #expected = null;
+  #candidate = null;
+  #drawn = null; // what is called with the box that is being drawn
 
   constructor(choose) {
     this.#choose = choose;
     for (const group of [this.#boxes, this.#list]) group.addEventListener("keydown", (event) => this.#move(event, group));
+    byId("frame").addEventListener("pointerdown", (event) => this.#trace(event));
   }
 
   /** Show a picture; resolves to its size as the browser sees it, upright, or to null where it cannot show it. */
   async show(picture) {
     this.setDetections([], () => "");
+    this.setSuppressed([]);
     this.clear();
     this.#image.hidden = true;
     byId("empty").hidden = true;
@@ -73,6 +87,50 @@ export class Stage {
     frame.style.setProperty("--ratio", size.width / size.height);
     frame.classList.toggle("unseen-picture", !this.#shown);
     frame.hidden = false;
+    this.#marks.setAttribute("viewBox", `0 0 ${size.width} ${size.height}`);
+  }
+
+  /** Draw suppressed candidates in dashes; each is {box, reason}, and the reason shows where the pointer rests. */
+  setSuppressed(candidates) {
+    this.#suppressed = candidates;
+    this.#redraw();
+    const list = byId("dropped");
+    list.hidden = candidates.length === 0;
+    list.querySelector("summary").textContent = `${candidates.length} suppressed as duplicates`;
+    list.querySelector("ol").replaceChildren(
+      ...candidates.map(({ reason }, position) => {
+        const row = element("li", { textContent: reason });
+        for (const [event, on] of [["pointerenter", true], ["pointerleave", false]]) {
+          row.addEventListener(event, () => {
+            this.#marks.querySelector(`[data-position="${position}"]`)?.classList.toggle("lit", on);
+          });
+        }
+        return row;
+      }),
+    );
+  }
+
+  /** Draw the box of an object that is expected; null: none. */
+  setExpected(box) {
+    this.#expected = box;
+    this.#redraw();
+  }
+
+  /** Let a box be drawn: `drawn(box, whole)` is called as it grows, and when it is whole. */
+  draw(drawn) {
+    this.#drawn = drawn;
+    byId("frame").classList.add("drawing");
+    byId("frame").scrollIntoView({ block: "nearest" });
+  }
+
+  /** Whether a box can be drawn now. */
+  get drawing() {
+    return this.#drawn !== null;
+  }
+
+  stopDrawing() {
+    this.#drawn = null;
+    byId("frame").classList.remove("drawing");
   }
 
   /** Put boxes over the picture, and their list under it. */
@@ -138,6 +196,15 @@ export class Stage {
     if (index !== null) for (const button of this.#buttons(index)) this.#reach(button);
   }
 
+  /** Show that an object is missing: its best candidate, and what that looked at; null: it has none. */
+  showMissing(candidate, map, description) {
+    this.clear();
+    this.#candidate = candidate;
+    this.#redraw();
+    this.#boxes.classList.add("explaining");
+    if (map) this.showMap(map, description);
+  }
+
   /** Lay one heat map over the picture. */
   showMap(map, description) {
     this.#tiles.hidden = true;
@@ -190,6 +257,8 @@ export class Stage {
     this.#tiles.hidden = true;
     this.#tiles.replaceChildren();
     this.#sheet = [];
+    this.#candidate = null;
+    this.#redraw();
     if (this.#size.width) byId("frame").hidden = false;
     this.mark(null);
   }
@@ -226,6 +295,53 @@ export class Stage {
     outline(context, corners, Math.max(1, Math.round(Math.max(width, height) / 200)));
   }
 
+  /** Draw the boxes that cannot be chosen: what was suppressed, what is expected, and its candidate. */
+  #redraw() {
+    const rect = ([x1, y1, x2, y2], name, title = "") => {
+      const group = svg("g", { class: name });
+      for (const part of ["dark", "light"]) {
+        group.append(svg("rect", { class: part, x: x1, y: y1, width: x2 - x1, height: y2 - y1 }));
+      }
+      if (title) group.append(Object.assign(svg("title"), { textContent: title }));
+      return group;
+    };
+    const marks = this.#suppressed.map(({ box, reason }, position) => {
+      const mark = rect(box, "suppressed", reason);
+      mark.dataset.position = position;
+      return mark;
+    });
+    if (this.#candidate) marks.push(rect(this.#candidate.box, "candidate"));
+    if (this.#expected) marks.push(rect(this.#expected, "expected"));
+    this.#marks.replaceChildren(...marks);
+  }
+
+  /** Follow the pointer while it draws a box. */
+  #trace(event) {
+    if (!this.#drawn || event.button !== 0) return;
+    event.preventDefault();
+    const frame = byId("frame");
+    const place = ({ clientX, clientY }) => {
+      const { left, top, width, height } = frame.getBoundingClientRect();
+      const share = (value) => Math.min(1, Math.max(0, value));
+      return [share((clientX - left) / width) * this.#size.width, share((clientY - top) / height) * this.#size.height];
+    };
+    const [startX, startY] = place(event);
+    const follow = (moved) => {
+      const [x, y] = place(moved);
+      const box = [Math.min(startX, x), Math.min(startY, y), Math.max(startX, x), Math.max(startY, y)];
+      this.#drawn?.(box, moved.type === "pointerup" && box[2] - box[0] >= 1 && box[3] - box[1] >= 1);
+    };
+    const ended = new AbortController();
+    frame.setPointerCapture(event.pointerId);
+    frame.addEventListener("pointermove", follow, ended);
+    for (const end of ["pointerup", "pointercancel"]) {
+      frame.addEventListener(end, (last) => {
+        ended.abort();
+        if (end === "pointerup") follow(last);
+      }, ended);
+    }
+  }
+
   #buttons(index) {
     const which = index === undefined ? "" : `[data-index="${index}"]`;
     return document.querySelectorAll(`#boxes button${which}, #list button${which}`);
@@ -258,11 +374,4 @@ export class Stage {
     this.#reach(next);
     next.focus();
   }
-}
-
-/** A number in three significant digits. */
-export function formatted(value) {
-  if (value === 0) return "0";
-  const size = Math.abs(value);
-  return size >= 0.001 && size < 10000 ? String(Number(value.toPrecision(3))) : value.toExponential(2);
 }

@@ -13,12 +13,13 @@ from starlette.responses import Response
 
 from whybox_proto.errors import ContractError, shorten
 from whybox_proto.v1 import explainer_pb2, types_pb2
-from whybox_service import pictures, stages
+from whybox_service import messages, pictures, stages
 from whybox_service.buffers import Buffers
 from whybox_service.calls import Call
 from whybox_service.metrics import Metrics, Observation
-from whybox_service.operations import Operations
+from whybox_service.operations import Operations, operation_name
 from whybox_service.rest import bodies, json_in, kserve, media
+from whybox_service.rest.events import PARTIAL, RESULT, Events, events_of
 from whybox_service.rest.exchange import Answer, while_client_waits
 from whybox_service.rest.json_out import to_dict, to_json
 from whybox_service.rest.query import read_query
@@ -47,12 +48,10 @@ class Answers:
         """Return what answers at an address."""
         make: Callable[[], Any] = GetMessageClass(address.request)
 
-        async def answer(request: Request, call: Call, observation: Observation) -> Response:
+        async def answer(request: Request, call: Call, observation: Observation) -> Response | None:
             observation.model = request.path_params.get("model", "")
             self._operations.require(address.rpc)
             kind = media.choose(request.headers.get("accept", ""), address.offers)
-            if kind == media.EVENT_STREAM:
-                raise ContractError("not_implemented", "maps are not streamed yet", field="Accept", got=kind)
             message, batch = make(), kserve.Batch(make)
             with self._buffers.room() as room:
                 if address.verb == "POST":
@@ -68,12 +67,28 @@ class Answers:
                         return await self._instances(address, batch.messages, kind, request, call)
                     if kind == media.PNG:
                         return await self._picture(message, call)
+                    if kind == media.EVENT_STREAM:
+                        await self._stream(address, message, call, events_of(request))
+                        return None
                     result = await self._operations.perform(address.rpc, message, call)
             body, timed = _write(result, kind)
             self._metrics.stages(address.operation, observation.model, timed)
             return Response(body, media_type=kind)
 
         return answer
+
+    async def _stream(self, address: Address, message: Any, call: Call, events: Events) -> None:
+        """Send the answers of a stream as events."""
+
+        async def send(answer: explainer_pb2.ExplainResponse, last: bool) -> None:
+            written, timed = stages.tree(answer, to_dict) if last else (to_dict(answer), [])
+            if last:
+                self._metrics.stages(operation_name(address.stream), message.model, timed)
+            await events.tell(RESULT if last else PARTIAL, to_json(written), call.request_id)
+
+        async with events.beating():
+            await self._operations.stream(address.stream, message, call, send)
+        await events.end()
 
     async def _instances(
         self, address: Address, messages: list[Any], kind: str, request: Request, call: Call
@@ -105,8 +120,8 @@ class Answers:
         if len(message.targets) > 1:
             raise _not_one_map("targets", len(message.targets), "targets")
         answer = await self._operations.explain(message, call)
-        if len(answer.heat_maps) != 1:
-            raise _not_one_map("select", len(answer.heat_maps), "heat maps")
+        if (count := len(pictures.heat_maps_of(answer))) != 1:
+            raise _not_one_map("select", count, "heat maps")
         started = time.perf_counter()
         picture = await self._workshop.run(
             pictures.draw_overlay, message.image, answer, self._max_response_bytes
@@ -125,16 +140,17 @@ def _write(answer: Message, kind: str) -> tuple[bytes, list[types_pb2.Stage]]:
 
 def _set_from_path(message: Message, name: str, value: str) -> None:
     """Set a field that stands in the path; the body may repeat it, but not contradict it."""
-    given = getattr(message, name)
+    holder = messages.subject(message)
+    given = getattr(holder, name)
     if given and given != value:
         raise ContractError(
             "invalid_argument",
             "the body contradicts the path",
-            field=name,
+            field=messages.path_in(message.DESCRIPTOR, name),
             expected=f"{shorten(value)!r}, as in the path, or nothing",
             got=shorten(given),
         )
-    setattr(message, name, value)
+    setattr(holder, name, value)
 
 
 def _not_one_map(field: str, count: int, what: str) -> ContractError:

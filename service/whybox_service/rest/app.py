@@ -18,9 +18,9 @@ from whybox_service.metrics import Metrics, Observation
 from whybox_service.operations import Operations
 from whybox_service.rest import media, openapi, playground
 from whybox_service.rest.answers import Answers
-from whybox_service.rest.exchange import Answer, Exchange, problem
+from whybox_service.rest.exchange import Answer, Exchange, Operation, problem
 from whybox_service.rest.json_out import to_json
-from whybox_service.rest.routes import ADDRESSES
+from whybox_service.rest.routes import ADDRESSES, Address
 from whybox_service.settings import Settings
 
 METRICS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -50,11 +50,12 @@ def create(
     answers = Answers(operations, metrics, intake.buffers, settings)
     operator = _Operator(catalogue, metrics)
 
-    def add(verb: str, path: str, operation: str, answer: Answer) -> None:
-        app.router.routes.append(Route(path, exchange.endpoint(operation, answer), methods=[verb]))
+    def add(verb: str, path: str, operation: str | Operation, answer: Answer) -> None:
+        chosen = operation if callable(operation) else lambda _: operation
+        app.router.routes.append(Route(path, exchange.endpoint(chosen, answer), methods=[verb]))
 
     for address in ADDRESSES:
-        add(address.verb, address.path.replace("}", ":name}"), address.operation, answers.at(address))
+        add(address.verb, address.path.replace("}", ":name}"), _operation(address), answers.at(address))
     add("GET", "/healthz", "healthz", operator.health)
     add("GET", "/readyz", "readyz", operator.ready)
     add("GET", "/metrics", "metrics", operator.scrape)
@@ -64,6 +65,11 @@ def create(
         app.add_exception_handler(status, exchange.refuse)
     app.openapi = cache(openapi.document)  # type: ignore[method-assign]
     return app
+
+
+def _operation(address: Address) -> Operation:
+    """Return what says which operation is asked for at an address."""
+    return lambda request: address.operation_for(request.headers.get("accept", ""))
 
 
 class _Operator:

@@ -178,18 +178,21 @@ def _read_form(parts: list[multipart.Part], message: Message) -> None:
 
 def _set_image(message: Message, image: bytes, elsewhere: str) -> None:
     """Put the picture into the message, which must have a place for it that is still free."""
-    if "image" not in message.DESCRIPTOR.fields_by_name:
+    holder = messages.subject(message)
+    if "image" not in holder.DESCRIPTOR.fields_by_name:
         raise ContractError(
             "unsupported_media_type",
             "this operation takes no picture",
             field="Content-Type",
             expected=f"one of: {media.JSON}, {media.PROTOBUF}",
         )
-    if message.image:  # type: ignore[attr-defined]
+    if holder.image:
         raise ContractError(
-            "invalid_argument", f"there is one picture in the body and one {elsewhere}", field="image"
+            "invalid_argument",
+            f"there is one picture in the body and one {elsewhere}",
+            field=messages.path_in(message.DESCRIPTOR, "image"),
         )
-    message.image = image  # type: ignore[attr-defined]
+    holder.image = image
 
 
 def _too_large(limit: int, got: str) -> ContractError:

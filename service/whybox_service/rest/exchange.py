@@ -18,6 +18,7 @@ from whybox_service.calls import Call, check_timeout
 from whybox_service.intake import Arrival, ClientGoneError, Intake, RefusedError
 from whybox_service.metrics import UNKNOWN, Observation
 from whybox_service.rest.bodies import is_body_late
+from whybox_service.rest.events import SENT_AT_ONCE, Events, begun_events
 from whybox_service.rest.json_out import to_json
 from whybox_service.settings import Settings
 
@@ -28,10 +29,10 @@ SLOWEST_BYTES_PER_SECOND = 512 << 10
 # Nobody reads it; what proxies write into their logs where a client hung up.
 CLIENT_CLOSED_REQUEST = 499
 
-# Bytes of an answer that are handed over at a time; more follow when the client has taken most of them.
-SENT_AT_ONCE = 256 << 10
-
-Answer = Callable[[Request, Call, Observation], Awaitable[Response]]
+Answer = Callable[[Request, Call, Observation], Awaitable[Response | None]]
+"""Makes the answer to a request; None where it has sent a stream of events."""
+Operation = Callable[[Request], str]
+"""Says which operation a request asks for."""
 
 
 class Endpoint:
@@ -41,7 +42,7 @@ class Endpoint:
     hand until then: who does not read fills no memory with answers.
     """
 
-    def __init__(self, intake: Intake, operation: str, answer: Answer, send_seconds: float) -> None:
+    def __init__(self, intake: Intake, operation: Operation, answer: Answer, send_seconds: float) -> None:
         self._intake = intake
         self._operation = operation
         self._answer = answer
@@ -49,30 +50,41 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        response = await self.respond(Request(scope, receive))
+        request = Request(scope, receive)
+        request.state.events = Events(send)
+        response = await self.respond(request)
+        if response is None:
+            return
         # From here on there is nothing to tell but the answer: who takes too long for it is cut off.
         with self._intake.in_hand(), contextlib.suppress(TimeoutError):
             seconds = self._send_seconds + len(response.body) / SLOWEST_BYTES_PER_SECOND
             async with asyncio.timeout(seconds):
                 await _send(response, scope, receive, send)
 
-    async def respond(self, request: Request) -> Response:
-        """Make the answer, which may be a problem."""
+    async def respond(self, request: Request) -> Response | None:
+        """Make the answer, which may be a problem; None where all of it has been sent."""
 
-        async def work(call: Call, observation: Observation) -> Response:
+        async def work(call: Call, observation: Observation) -> Response | None:
             return await self._answer(request, call, observation)
 
-        arrival = Arrival("rest", self._operation, request.headers, REQUEST_ID, lambda: _timeout(request))
+        operation = self._operation(request)
+        arrival = Arrival("rest", operation, request.headers, REQUEST_ID, lambda: _timeout(request))
         try:
             response, request_id = await self._intake.take(arrival, work)
         except RefusedError as refused:
             response = problem(refused.error, refused.request_id)
+            if (events := begun_events(request)) is not None:
+                with self._intake.in_hand(), contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._send_seconds):
+                        await events.fail(bytes(response.body))
+                return None
             if is_body_late(request):
                 response.headers["Connection"] = "close"  # the rest of the body may never come
             return response
         except ClientGoneError:
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
-        response.headers[REQUEST_ID] = request_id
+            return None if begun_events(request) is not None else Response(status_code=CLIENT_CLOSED_REQUEST)
+        if response is not None:
+            response.headers[REQUEST_ID] = request_id
         return response
 
 
@@ -83,7 +95,7 @@ class Exchange:
         self._intake = intake
         self._send_seconds = settings.body_seconds
 
-    def endpoint(self, operation: str, answer: Answer) -> Endpoint:
+    def endpoint(self, operation: Operation, answer: Answer) -> Endpoint:
         """Return an endpoint that answers with `answer` and turns what it raises into a problem."""
         return Endpoint(self._intake, operation, answer, self._send_seconds)
 
@@ -105,7 +117,8 @@ class Exchange:
                 )
             raise ContractError("not_found", f"there is nothing at {path}", got=path)
 
-        response = await self.endpoint(UNKNOWN, answer).respond(request)
+        response = await self.endpoint(lambda _: UNKNOWN, answer).respond(request)
+        assert response is not None
         response.headers.update(headers)
         return response
 

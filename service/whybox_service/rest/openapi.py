@@ -9,10 +9,12 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor
 
 from whybox_proto.errors import ERRORS, PROBLEM_JSON, type_uri
+from whybox_service import messages
 from whybox_service.access import OPEN_OPERATIONS
 from whybox_service.calls import MAX_REQUEST_ID
 from whybox_service.operations import Operations
 from whybox_service.rest import kserve, media, schema
+from whybox_service.rest.events import ERROR, PARTIAL, RESULT
 from whybox_service.rest.exchange import REQUEST_ID, REQUEST_TIMEOUT
 from whybox_service.rest.routes import ADDRESSES, Address
 
@@ -88,7 +90,7 @@ def _operation(address: Address) -> Json:
             *(
                 _parameter("query", name, field)
                 for name, field in _query_fields(address.request)
-                if name not in address.fields
+                if name not in _in_path(address)
             ),
         ],
         "responses": {"200": _success(address), **_refusals()},
@@ -100,6 +102,11 @@ def _operation(address: Address) -> Json:
             "a method's parameters are then written `params.NAME=value`."
         )
     return operation
+
+
+def _in_path(address: Address) -> list[str]:
+    """Return the paths of the request's fields that stand in an address."""
+    return [messages.path_in(address.request, name) for name in address.fields]
 
 
 def _operation_id(address: Address) -> str:
@@ -169,6 +176,16 @@ def _success(address: Address) -> Json:
     }
     if address.png:
         content[media.PNG] = {"schema": {"type": "string", "format": "binary"}}
+    if address.stream:
+        content[media.EVENT_STREAM] = {
+            "schema": {
+                "type": "string",
+                "description": f"Events, each with a number (`id`) and JSON (`data`). `{PARTIAL}`: "
+                f"the answer so far. `{RESULT}`: all of it, the last event. `{ERROR}`: a Problem, likewise "
+                "the last. Lines that begin with a colon say nothing.",
+            },
+            "example": 'id: 1\nevent: partial\ndata: {"detections": [], "heat_maps": []}\n\n',
+        }
     return {"description": "The answer.", "headers": _answer_headers(), "content": content}
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from google.protobuf.descriptor import Descriptor
 
+from whybox_proto.errors import ContractError
 from whybox_proto.v1 import explainer_pb2
 from whybox_service.operations import operation_name
 from whybox_service.rest import media
@@ -27,6 +28,7 @@ class Address:
         rpc: name of the rpc; its request and answer are what this address takes and gives.
         summary: what it does, in a line.
         png: whether the answer can be had as a picture.
+        stream: the rpc that gives the same answer as it grows, as server-sent events; empty for none.
         instances: member that answers a body of KServe V1; empty where none is read.
     """
 
@@ -35,6 +37,7 @@ class Address:
     rpc: str
     summary: str
     png: bool = False
+    stream: str = ""
     instances: str = ""
 
     @property
@@ -55,12 +58,21 @@ class Address:
     @property
     def offers(self) -> list[str]:
         """The media types that the answer can be had in, the default first."""
-        return [media.JSON, media.PROTOBUF, *([media.PNG, media.EVENT_STREAM] if self.png else [])]
+        further = [media.PNG] * self.png + [media.EVENT_STREAM] * bool(self.stream)
+        return [media.JSON, media.PROTOBUF, *further]
 
     @property
     def operation(self) -> str:
         """The rpc's name in snake case: a metric's label, and the method of `Operations`."""
         return operation_name(self.rpc)
+
+    def operation_for(self, accept: str) -> str:
+        """Return the name of what is asked for with an Accept header: a stream is an operation of its own."""
+        try:
+            kind = media.choose(accept, self.offers)
+        except ContractError:
+            return self.operation
+        return operation_name(self.stream) if kind == media.EVENT_STREAM else self.operation
 
 
 ADDRESSES = (
@@ -73,6 +85,7 @@ ADDRESSES = (
         "Explain",
         "Show what the detector looked at.",
         png=True,
+        stream="ExplainStream",
         instances="explanations",
     ),
     Address(

@@ -154,9 +154,8 @@ def _unread(handler: Any) -> _Handler:
     """Return a handler that hands no message on."""
     if handler.response_streaming:
 
-        async def stream(_messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-            async for answer in handler.unary_stream(b"", context):
-                yield answer
+        async def stream(_messages: AsyncIterator[bytes], context: Any) -> None:
+            await _pass_on(handler.unary_stream(b"", context), context)
 
         return grpc.stream_stream_rpc_method_handler(stream)
 

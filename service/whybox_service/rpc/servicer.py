@@ -6,17 +6,19 @@ Requests arrive as bytes and are parsed here, so that malformed ones get an erro
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_status import rpc_status
 
 from whybox_proto.errors import ContractError
 from whybox_proto.v1 import explainer_pb2
 from whybox_service import messages, stages
+from whybox_service.buffers import Room
 from whybox_service.calls import Call
 from whybox_service.errors import to_status
 from whybox_service.intake import Arrival, Intake, RefusedError
@@ -55,25 +57,15 @@ class Servicer:
         )
 
     def _unary(self, method: MethodDescriptor) -> Callable[[bytes, Context], Awaitable[bytes]]:
-        make: Callable[[], Any] = GetMessageClass(method.input_type)
+        read = self._reader(method)
         operation = operation_name(method.name)
 
         async def respond(body: bytes, context: Context) -> bytes:
             async def work(call: Call, observation: Observation) -> bytes:
                 await _tell_request_id(context, call.request_id)
                 self._operations.require(method.name)
-                if len(body) > self._max_request_bytes:
-                    raise ContractError(
-                        "request_too_large",
-                        "the message is too large",
-                        expected=f"at most {self._max_request_bytes} bytes",
-                        got=f"{len(body)} bytes",
-                    )
                 with self._intake.buffers.room() as room:
-                    room.grow(len(body))
-                    request = make()
-                    messages.parse(body, request)
-                    observation.model = getattr(request, "model", "")
+                    request = read(body, room, observation)
                     answer = await self._operations.perform(method.name, request, call)
                 answer_body, timed = stages.serialize(answer)
                 self._metrics.stages(operation, observation.model, timed)
@@ -87,19 +79,52 @@ class Servicer:
 
         return respond
 
-    def _streaming(self, method: MethodDescriptor) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
+    def _streaming(self, method: MethodDescriptor) -> Callable[[bytes, Context], Awaitable[None]]:
+        """Return what writes answers by itself, each when the client has taken the one before."""
+        read = self._reader(method)
         operation = operation_name(method.name)
 
-        async def respond(_body: bytes, context: Context) -> AsyncIterator[bytes]:
-            async def work(_call: Call, _observation: Observation) -> bytes:
-                raise ContractError("not_implemented", f"{method.name} is not served yet")
+        async def respond(body: bytes, context: Context) -> None:
+            async def work(call: Call, observation: Observation) -> None:
+                await _tell_request_id(context, call.request_id)
+                self._operations.require(method.name)
+
+                async def send(answer: Message, last: bool) -> None:
+                    written, timed = stages.serialize(answer)
+                    if last:
+                        self._metrics.stages(operation, observation.model, timed)
+                    await context.write(written)
+
+                with self._intake.buffers.room() as room:
+                    request = read(body, room, observation)
+                    await self._operations.stream(method.name, request, call, send)
 
             try:
-                yield (await self._intake.take(_arrival(operation, context), work))[0]
+                await self._intake.take(_arrival(operation, context), work)
             except RefusedError as refused:
                 await _abort(context, refused.error, refused.request_id)
 
         return respond
+
+    def _reader(self, method: MethodDescriptor) -> Callable[[bytes, Room, Observation], Any]:
+        """Return what reads the message that a method takes."""
+        make: Callable[[], Any] = GetMessageClass(method.input_type)
+
+        def read(body: bytes, room: Room, observation: Observation) -> Any:
+            if len(body) > self._max_request_bytes:
+                raise ContractError(
+                    "request_too_large",
+                    "the message is too large",
+                    expected=f"at most {self._max_request_bytes} bytes",
+                    got=f"{len(body)} bytes",
+                )
+            room.grow(len(body))
+            request = make()
+            messages.parse(body, request)
+            observation.model = messages.model_of(request)
+            return request
+
+        return read
 
 
 def _arrival(operation: str, context: Context) -> Arrival:

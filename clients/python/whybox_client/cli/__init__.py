@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import click
 
+from whybox_client.cli.calibrate import calibrate
 from whybox_client.cli.completion import completion
 from whybox_client.cli.detect import detect
 from whybox_client.cli.doctor import doctor
+from whybox_client.cli.evaluate import evaluate
 from whybox_client.cli.explain import explain
 from whybox_client.cli.failures import failure_of
 from whybox_client.cli.keys import keys
@@ -43,5 +45,5 @@ def main() -> None:
     """Why this box? Ask object detectors what they looked at."""
 
 
-for command in (serve, models, detect, explain, keys, doctor, completion):
+for command in (serve, models, detect, explain, evaluate, calibrate, keys, doctor, completion):
     main.add_command(command)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from whybox_client.cli import options
-from whybox_client.cli.tables import table
+from whybox_client.cli.tables import suppressed_table, table
 
 if TYPE_CHECKING:
     from whybox_client import Detections
@@ -24,6 +24,9 @@ def detect(
     model: str | None,
     score_threshold: float | None,
     labels: tuple[str, ...],
+    nms_kind: str | None,
+    nms_numbers: dict[str, float],
+    suppressed: bool,
     timeout: float,
     retries: int,
     jobs: int,
@@ -41,7 +44,8 @@ def detect(
         def tell(file: str, found: Detections) -> str:
             if as_json:
                 return json.dumps({"file": file, **found.to_dict()})
-            return f"{file}\n{_listed(found)}\n"
+            listed = [file, _listed(found), *([suppressed_table(found.suppressed)] if suppressed else [])]
+            return "\n".join(listed) + "\n"
 
         answers = client.detect_many(
             options.choose_model(client, model),
@@ -51,6 +55,8 @@ def detect(
             score_threshold=score_threshold,
             max_detections=max_detections,
             labels=labels,
+            nms=options.nms_of(nms_kind, nms_numbers),
+            explain_suppressed=suppressed,
         )
         for_each(files, answers, tell, continue_on_error=continue_on_error)
 

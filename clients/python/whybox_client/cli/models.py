@@ -38,11 +38,12 @@ def models(ctx: click.Context, url: str, as_json: bool) -> None:
             model.family,
             "yes" if model.ready else "no",
             ", ".join(method.name for method in model.methods),
+            len(model.measures),
             len(model.labels),
         )
         for model in served
     ]
-    click.echo(table(("NAME", "VERSION", "FAMILY", "READY", "METHODS", "LABELS"), rows))
+    click.echo(table(("NAME", "VERSION", "FAMILY", "READY", "METHODS", "MEASURES", "LABELS"), rows))
 
 
 @models.command()
@@ -128,9 +129,17 @@ def _describe(model: Model) -> str:
             f"  targets  {', '.join(method.targets)}",
         ]
         if method.layers:
-            lines.append(f"  layers   {', '.join(method.layers)} (default {method.default_layer})")
+            several = "; several as a+b" if method.combines_layers else ""
+            lines.append(f"  layers   {', '.join(method.layers)} (default {method.default_layer}{several})")
+        if method.sampling:
+            lines.append("  samples  drawn at random: --seconds, --samples and --seed bound and repeat them")
         for parameter in method.params:
             choices = f" of {', '.join(parameter.choices)}" if parameter.choices else ""
             default = f", default {json.dumps(parameter.default)}"
             lines.append(f"  {parameter.name}: {parameter.type}{choices}{default}. {parameter.description}")
+    if model.measures:
+        lines.append("")
+    for measure in model.measures:
+        needs = f", needs each object's {measure.needs}" if measure.needs else ""
+        lines.append(f"measure {measure.name}: {measure.better} is better{needs}. {measure.protocol}")
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -11,7 +11,7 @@ from whybox_client import defaults
 from whybox_client.cli import names
 
 if TYPE_CHECKING:
-    from whybox_client import Client
+    from whybox_client import Client, Nms
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -59,6 +59,33 @@ def _keep(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
     return value
 
 
+_NMS_NUMBERS = ("iou_threshold", "corr_high", "corr_low", "sigma", "final_threshold")
+
+
+def _nms_numbers(_ctx: click.Context, _option: click.Parameter, values: Sequence[str]) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for text in values:
+        name, _, value = text.partition("=")
+        if name not in _NMS_NUMBERS:
+            raise click.BadParameter(f"{name!r} is none of {', '.join(_NMS_NUMBERS)}")
+        try:
+            numbers[name] = float(value)
+        except ValueError as error:
+            raise click.BadParameter(f"{text!r} is not NAME=NUMBER") from error
+    return numbers
+
+
+def _complete_nms_number(_ctx: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
+    return [f"{name}=" for name in _NMS_NUMBERS if name.startswith(incomplete)]
+
+
+def nms_of(kind: str | None, numbers: Mapping[str, float]) -> Nms | None:
+    """Put `--nms` and `--nms-param` together; None: the model's own."""
+    from whybox_client import Nms
+
+    return Nms(kind or "", **numbers) if kind or numbers else None
+
+
 def of_images(command: F) -> F:
     """Add what `detect` and `explain` share: the images, the service, and which detections are wanted."""
     for decorate in reversed(
@@ -79,6 +106,25 @@ def of_images(command: F) -> F:
             ),
             click.option(
                 "--label", "labels", multiple=True, metavar="NAME", help="Only this label; repeatable."
+            ),
+            click.option(
+                "--nms",
+                "nms_kind",
+                metavar="KIND",
+                shell_complete=names.complete_nms,
+                help="How duplicates are suppressed: iou, odam, soft or none.  [default: the model's own]",
+            ),
+            click.option(
+                "--nms-param",
+                "nms_numbers",
+                multiple=True,
+                callback=_nms_numbers,
+                shell_complete=_complete_nms_number,
+                metavar="NAME=NUMBER",
+                help="A number of it, such as iou_threshold=0.5 or corr_high=0.8; repeatable.",
+            ),
+            click.option(
+                "--suppressed", is_flag=True, help="List what was suppressed as a duplicate, and why."
             ),
             click.option(
                 "--timeout",

@@ -16,6 +16,7 @@ from whybox_client.cli.failures import Breakdown, Failure
 from whybox_client.folders import image_files
 
 if TYPE_CHECKING:
+    from whybox_client import Explanation
     from whybox_client.batches import ImageError
 
 T = TypeVar("T")
@@ -96,6 +97,31 @@ def for_each(
             bar.update()
     if failed:
         raise _failure(failed)(f"{len(failed)} of {len(files)} images failed")
+
+
+def grown(
+    stream: Generator[Explanation, None, None], samples: int | None
+) -> Generator[Explanation | ImageError, None, None]:
+    """Yield the last result of a stream, or what went wrong; where somebody looks, a bar says how far it is.
+
+    Args:
+        stream: of explanations that grow.
+        samples: how many are asked for; None: as many as the time allows.
+    """
+    from tqdm import tqdm
+
+    result: Explanation | ImageError | None = None
+    with closing(stream), tqdm(total=samples, unit="sample", disable=None) as bar:
+        try:
+            for explanation in stream:
+                result = explanation
+                bar.n = explanation.samples or 0
+                error = explanation.standard_error
+                bar.set_postfix_str("" if error is None else f"standard error {error:.2g}")
+        except (OSError, ValueError, errors.WhyboxError) as failure:
+            result = failure
+    if result is not None:
+        yield result
 
 
 def _failure(failed: Sequence[Exception]) -> type[Failure]:

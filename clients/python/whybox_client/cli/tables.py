@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from whybox_client import SuppressedDetection
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -17,3 +21,21 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         ).rstrip()
         for line in (head, *cells)
     )
+
+
+def suppressed_table(suppressed: Sequence[SuppressedDetection]) -> str:
+    """Set what was suppressed, and why, under its heads."""
+    if not suppressed:
+        return "nothing was suppressed"
+    rows = [
+        (
+            one.label,
+            round(one.score, 3),
+            "-" if one.by is None else f"{one.by.index} ({one.by})",
+            round(one.iou, 2),
+            "-" if one.correlation is None else f"{one.correlation:.2f}",
+            one.rule,
+        )
+        for one in suppressed
+    ]
+    return table(("SUPPRESSED", "SCORE", "BY", "IOU", "CORRELATION", "RULE"), rows)

@@ -1,7 +1,8 @@
-"""The seam under the clients: one method that sends a call and returns its reply."""
+"""The seam under the clients: a method that sends a call and returns its reply, or yields its replies."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Generator
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -22,6 +23,13 @@ class Transport(Protocol):
 
     def send(self, call: Call, timeout: float, line: Line) -> Reply: ...
 
+    def stream(self, call: Call, timeout: float, line: Line) -> Generator[Reply, None, None]:
+        """Send a call and yield its replies as they come; closing the generator closes the connection.
+
+        `timeout` is for all of them together.
+        """
+        ...
+
     def close(self) -> None: ...
 
 
@@ -29,6 +37,8 @@ class AsyncTransport(Protocol):
     """The same for asyncio; who cancels the task hangs up."""
 
     async def send(self, call: Call, timeout: float) -> Reply: ...
+
+    def stream(self, call: Call, timeout: float) -> AsyncGenerator[Reply, None]: ...
 
     async def aclose(self) -> None: ...
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
@@ -45,6 +45,7 @@ class Background(Generic[C]):
         self._lock = threading.Lock()
         self._loop: _Loop | None = None
         self._thread: threading.Thread | None = None
+        self._left: set[asyncio.Future[None]] = set()
 
     def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Start work on the loop; cancelling the future cancels the work."""
@@ -57,6 +58,19 @@ class Background(Generic[C]):
                 self._thread.start()
                 self._loop = started.result()
         return asyncio.run_coroutine_threadsafe(work, self._loop[0])
+
+    def leave(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Have something done on the loop that nobody waits for; nothing where the loop has ended."""
+        if self._loop is None or self.process != os.getpid():
+            return
+
+        def begin() -> None:
+            task = asyncio.ensure_future(work())
+            self._left.add(task)  # the loop itself would let it go
+            task.add_done_callback(self._left.discard)
+
+        with suppress(RuntimeError):  # the loop is closed, and with it whatever lived there
+            self._loop[0].call_soon_threadsafe(begin)
 
     def stop(self) -> None:
         """Cancel what runs, close the tenant, and end the thread."""

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import threading
 import weakref
+from collections.abc import AsyncGenerator, Generator
 from concurrent.futures import CancelledError
-from functools import partial
+from contextlib import suppress
+from functools import partial, reduce
 from typing import Any
 from urllib.parse import quote
 
 import httpx
+from google.protobuf import json_format
 
 from whybox_client import errors
 from whybox_client.transports import advice
 from whybox_client.transports.background import Background
 from whybox_client.transports.credentials import Credentials
+from whybox_client.transports.events import Event, EventReader
 from whybox_client.transports.lines import HungUpError, Line
 from whybox_client.wire import READY, Call, Reply
 from whybox_proto.media import PROTOBUF
+from whybox_proto.v1 import explainer_pb2
 
 _PROBLEM = "application/problem+json"
+_EVENTS = "text/event-stream"
 # The service ends a late call itself, with a better error than ours; this is how much longer we wait for it.
 _GRACE_S = 1.0
 _CONNECT_S = 10.0
@@ -71,6 +78,33 @@ class RestTransport:
             except CancelledError:
                 raise HungUpError from None
 
+    def stream(self, call: Call, timeout: float, line: Line) -> Generator[Reply, None, None]:
+        """Send a call and yield its replies."""
+        background = self._here()
+        replies = background.tenant.stream(call, timeout)
+
+        async def following() -> Reply | None:
+            return await anext(replies, None)
+
+        async def ending() -> None:
+            with suppress(RuntimeError):  # it ends by itself: its last read was called off
+                await replies.aclose()
+
+        try:
+            while True:
+                future = background.start(following())
+                with line.holding(future.cancel):
+                    try:
+                        reply = future.result()
+                    except CancelledError:
+                        raise HungUpError from None
+                if reply is None:
+                    return
+                yield reply
+        finally:
+            # Not waited for: the garbage collector may call from the thread that is to do it.
+            background.leave(ending)
+
     def close(self) -> None:
         """Close the connections; calls that other threads wait for are called off."""
         self._background.stop()
@@ -111,19 +145,60 @@ class AsyncRestTransport:
             ) from error
         return _reply(response, call)
 
+    async def stream(self, call: Call, timeout: float) -> AsyncGenerator[Reply, None]:
+        """Send a call and yield its replies."""
+        until = asyncio.get_running_loop().time() + timeout + _GRACE_S
+        chunks = self._chunks(call, timeout)
+        reader = EventReader()
+        request_id = call.request_id
+        try:
+            while True:
+                try:
+                    # For each read by itself: between two of them it is not ours to end what runs.
+                    async with asyncio.timeout_at(until):
+                        chunk, request_id = await anext(chunks)
+                except StopAsyncIteration:
+                    break
+                for event in reader.feed(chunk):
+                    if event.name not in ("partial", "result", "error"):
+                        continue  # of a service that is newer than this
+                    yield _reply_of(event, request_id)
+                    if event.name == "result":
+                        return
+            raise errors.ConnectionFailedError(
+                f"{self._url}: the stream ended before its result", request_id=request_id
+            )
+        except httpx.RequestError as error:
+            raise _translate(error, call, self._url) from error
+        except TimeoutError as error:
+            raise errors.DeadlineExceededError(
+                f"{self._url}: no whole answer within {timeout:g} s", request_id=request_id
+            ) from error
+        finally:
+            await chunks.aclose()
+
+    async def _chunks(self, call: Call, timeout: float) -> AsyncGenerator[tuple[bytes, str], None]:
+        """Yield the bytes of a stream of events as they come, each with the request's id."""
+        async with self._http.stream(**_request(self._url, call, timeout, accept=_EVENTS)) as response:
+            if not response.is_success:
+                await response.aread()
+            request_id = _check(response, call, _EVENTS)
+            async for chunk in response.aiter_bytes():
+                yield chunk, request_id
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
 
 
-def _request(url: str, call: Call, timeout: float) -> dict[str, Any]:
+def _request(url: str, call: Call, timeout: float, *, accept: str = PROTOBUF) -> dict[str, Any]:
     """Build the arguments of httpx's `request`."""
     path, query = _address(call)
     request: dict[str, Any] = {
         "method": call.operation.verb,
         "url": url + path,
         "headers": {
-            "Accept": PROTOBUF,
+            "Accept": accept,
             "X-Request-Id": call.request_id,
             "X-Request-Timeout": f"{max(timeout, 0.001):.3f}".rstrip("0").rstrip("."),
         },
@@ -140,32 +215,55 @@ def _request(url: str, call: Call, timeout: float) -> dict[str, Any]:
 def _address(call: Call) -> tuple[str, dict[str, str]]:
     """Put the request's fields into the braces of the path; of the rest, the set ones become the query."""
     path, query = call.operation.path, {}
-    for field in call.request.DESCRIPTOR.fields:
-        value = getattr(call.request, field.name)
-        brace = f"{{{field.name}}}"
-        if brace in path:
-            path = path.replace(brace, quote(value, safe=""))
-        elif value and call.operation.verb == "GET":
-            query[field.name] = str(value)
+    for name in re.findall(r"\{([\w.]+)\}", path):
+        value: Any = reduce(getattr, name.split("."), call.request)
+        path = path.replace(f"{{{name}}}", quote(value, safe=""))
+    if call.operation.verb == "GET":
+        for field, value in call.request.ListFields():
+            if f"{{{field.name}}}" not in call.operation.path:
+                query[field.name] = str(value)
     return path, query
 
 
 def _reply(response: httpx.Response, call: Call) -> Reply:
-    request_id = response.headers.get("X-Request-Id", call.request_id)
+    return Reply(response.content, _check(response, call, PROTOBUF))
+
+
+def _check(response: httpx.Response, call: Call, expected: str) -> str:
+    """Return the request's id, if this is an answer of the media type that is expected."""
+    request_id: str = response.headers.get("X-Request-Id", call.request_id)
     media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
     if not response.is_success:
-        raise _problem(response, media_type, request_id)
-    if call.operation is not READY and media_type != PROTOBUF:
+        raise _refusal(response, media_type, request_id)
+    if call.operation is not READY and media_type != expected:
         raise errors.InvalidAnswerError(
             "the address does not answer as whybox does",
-            expected=PROTOBUF,
+            expected=expected,
             got=media_type or "no content type",
             request_id=request_id,
         )
-    return Reply(response.content, request_id)
+    return request_id
 
 
-def _problem(response: httpx.Response, media_type: str, request_id: str) -> errors.WhyboxError:
+def _reply_of(event: Event, request_id: str) -> Reply:
+    """Read one event of an explanation's stream; an error is raised."""
+    try:
+        if event.name != "error":
+            answer = json_format.Parse(
+                event.data, explainer_pb2.ExplainResponse(), ignore_unknown_fields=True
+            )
+            answer.partial = event.name == "partial"
+            return Reply(answer.SerializeToString(), request_id)
+        problem = json.loads(event.data)
+        status = int(problem["status"])
+    except (json_format.ParseError, ValueError, TypeError, KeyError) as error:
+        raise errors.InvalidAnswerError(
+            f"an event of the stream cannot be read: {error}", request_id=request_id
+        ) from error
+    raise _problem(problem, status, request_id, None)
+
+
+def _refusal(response: httpx.Response, media_type: str, request_id: str) -> errors.WhyboxError:
     """Read a problem of the service's own, or make one of what something on the way answered."""
     problem: Any = None
     if media_type == _PROBLEM:
@@ -173,22 +271,29 @@ def _problem(response: httpx.Response, media_type: str, request_id: str) -> erro
             problem = response.json()
         except ValueError:
             problem = None
-    if not isinstance(problem, dict):
-        return _class_of(response.status_code)(
-            f"the address answered {response.status_code} {response.reason_phrase}".rstrip(),
-            request_id=request_id,
-            retry_after=advice.of_header(response.headers.get("Retry-After")),
-        )
+    told = advice.of_header(response.headers.get("Retry-After"))
+    if isinstance(problem, dict):
+        return _problem(problem, response.status_code, request_id, told)
+    return _class_of(response.status_code)(
+        f"the address answered {response.status_code} {response.reason_phrase}".rstrip(),
+        request_id=request_id,
+        retry_after=told,
+    )
+
+
+def _problem(
+    problem: dict[str, Any], status: int, request_id: str, retry_after: float | None
+) -> errors.WhyboxError:
+    """Read the members of a problem; `retry_after` is what the headers say."""
     name = re.split("[/:#]", str(problem.get("type", "")))[-1]  # the last part of a URI
-    return errors.CLASSES.get(name, _class_of(response.status_code))(
+    return errors.CLASSES.get(name, _class_of(status))(
         str(problem.get("detail") or problem.get("title") or name),
         type=name,
         field=str(problem.get("field") or ""),
         expected=str(problem.get("expected") or ""),
         got=str(problem.get("got") or ""),
         request_id=str(problem.get("request_id") or request_id),
-        retry_after=advice.of_seconds(problem.get("retry_after_seconds"))
-        or advice.of_header(response.headers.get("Retry-After")),
+        retry_after=advice.of_seconds(problem.get("retry_after_seconds")) or retry_after,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Generator
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -68,9 +69,7 @@ class RpcTransport:
         """Send a call and return its reply."""
         method = self._channel.unary_unary(call.operation.rpc, _as_it_is, _as_it_is)
         answer = method.future(
-            call.request.SerializeToString(),
-            timeout=timeout,
-            metadata=((_REQUEST_ID, call.request_id), *self._headers),
+            call.request.SerializeToString(), timeout=timeout, metadata=_metadata(call, self._headers)
         )
         with line.holding(answer.cancel):
             try:
@@ -80,6 +79,25 @@ class RpcTransport:
             except grpc.RpcError as error:
                 raise _translate(error, call, self._url) from error
         return _reply(body, answer.initial_metadata(), call)
+
+    def stream(self, call: Call, timeout: float, line: Line) -> Generator[Reply, None, None]:
+        """Send a call and yield its replies."""
+        answers = self._channel.unary_stream(call.operation.rpc, _as_it_is, _as_it_is)(
+            call.request.SerializeToString(), timeout=timeout, metadata=_metadata(call, self._headers)
+        )
+        bodies = iter(answers)
+        try:
+            while True:
+                with line.holding(answers.cancel):
+                    try:
+                        body = next(bodies)
+                    except StopIteration:
+                        return
+                    except grpc.RpcError as error:
+                        raise _translate(error, call, self._url) from error
+                yield _reply(body, answers.initial_metadata(), call)
+        finally:
+            answers.cancel()  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """Close the channel; calls that other threads wait for are called off."""
@@ -97,17 +115,8 @@ class AsyncRpcTransport:
 
     async def send(self, call: Call, timeout: float) -> Reply:
         """Send a call and return its reply."""
-        if self._channel is None:
-            target = _target(self._url)
-            self._channel = (
-                grpc.aio.insecure_channel(target, options=_OPTIONS)
-                if self._tls is None
-                else grpc.aio.secure_channel(target, self._tls, options=_OPTIONS)
-            )
-        answer = self._channel.unary_unary(call.operation.rpc, _as_it_is, _as_it_is)(
-            call.request.SerializeToString(),
-            timeout=timeout,
-            metadata=((_REQUEST_ID, call.request_id), *self._headers),
+        answer = self._here().unary_unary(call.operation.rpc, _as_it_is, _as_it_is)(
+            call.request.SerializeToString(), timeout=timeout, metadata=_metadata(call, self._headers)
         )
         try:
             body = await answer
@@ -115,10 +124,34 @@ class AsyncRpcTransport:
             raise _translate(error, call, self._url) from error
         return _reply(body, await answer.initial_metadata(), call)
 
+    async def stream(self, call: Call, timeout: float) -> AsyncGenerator[Reply, None]:
+        """Send a call and yield its replies."""
+        answers = self._here().unary_stream(call.operation.rpc, _as_it_is, _as_it_is)(
+            call.request.SerializeToString(), timeout=timeout, metadata=_metadata(call, self._headers)
+        )
+        try:
+            async for body in answers:
+                yield _reply(body, await answers.initial_metadata(), call)
+        except grpc.aio.AioRpcError as error:
+            raise _translate(error, call, self._url) from error
+        finally:
+            answers.cancel()
+
     async def aclose(self) -> None:
         """Close the channel."""
         if self._channel is not None:
             await self._channel.close(grace=None)
+
+    def _here(self) -> grpc.aio.Channel:
+        """Return the channel; it opens with the first call."""
+        if self._channel is None:
+            target = _target(self._url)
+            self._channel = (
+                grpc.aio.insecure_channel(target, options=_OPTIONS)
+                if self._tls is None
+                else grpc.aio.secure_channel(target, self._tls, options=_OPTIONS)
+            )
+        return self._channel
 
 
 def _target(url: str) -> str:
@@ -134,6 +167,10 @@ def _tls(url: str, credentials: Credentials) -> grpc.ChannelCredentials | None:
         return grpc.ssl_channel_credentials(credentials.authorities())
     certificate, key = (path.read_bytes() for path in credentials.certificate)
     return grpc.ssl_channel_credentials(credentials.authorities(), key, certificate)
+
+
+def _metadata(call: Call, headers: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    return ((_REQUEST_ID, call.request_id), *headers)
 
 
 def _as_it_is(message: bytes) -> bytes:
