@@ -21,7 +21,7 @@ from whybox_proto.sums import Totals, chunks
 from whybox_proto.v1 import explainer_pb2, types_pb2, worker_pb2
 
 ONE, TWO = "one-worker", "two-workers"
-ENVIRONMENT = {"WHYBOX_POLL_SECONDS": "0.5", "WHYBOX_BODY_SECONDS": "3", "WHYBOX_MAX_SUMS_BYTES": "16000000"}
+ENVIRONMENT = {"WHYBOX_POLL_SECONDS": "0.5", "WHYBOX_BODY_SECONDS": "3", "WHYBOX_MAX_SUMS_BYTES": "26000000"}
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ STORE = Path(__file__).parent.parent / "model_store"
 
 
 def measured(**layers: tuple[float, float | None, float]) -> Results:
-    """Results of twenty maps a layer: faithfulness (with a scatter that is shared), evidence, milliseconds."""
+    """Results of twenty maps a layer: faithfulness (with a shared scatter), evidence, milliseconds."""
     results = Results(scenes=20, detections=20)
     scatter = np.random.default_rng(0).normal(0, 0.2, 20)
     own = np.random.default_rng(1)

@@ -218,6 +218,9 @@ def test_an_error_says_what_came_and_what_was_expected() -> None:
     with pytest.raises(ContractError) as raised:
         explain({"method": "d-rise", "budget": {"seconds": -1}})
     assert raised.value.expected == "above 0"
+    with pytest.raises(ContractError) as raised:
+        explain({"budget": {"seconds": 0.5, "samples": 4}})
+    assert raised.value.got == "seconds 0.5, samples 4"
 
 
 def test_a_long_value_is_cut_before_it_is_sent_back() -> None:

@@ -136,6 +136,26 @@ def test_a_truth_of_another_size_draws_no_samples(sampler: Sampler) -> None:
     assert not sampler.done("size")
 
 
+@pytest.mark.parametrize("method", ["odam", "sampler"])
+def test_maps_that_cannot_be_sent_are_not_measured(sampler: Sampler, method: str) -> None:
+    request = asking(TWO, {"size": [9000, 9000]}, method=method, output={"size": "image"})
+    headers = {"X-Request-Id": f"unsent-{method}"}
+    error = over_rest(sampler.live.rest, "Evaluate", evaluation(request), **headers).error
+    assert (error["type"], error["field"]) == ("response_too_large", "explain.output.size")
+    assert not sampler.done(headers["X-Request-Id"], "measure")
+
+
+@pytest.mark.parametrize("method", ["odam", "sampler"])
+def test_an_evaluation_of_maps_in_image_size_says_what_that_took(sampler: Sampler, method: str) -> None:
+    outcome = everywhere(
+        sampler, "Evaluate", evaluation(asking(TWO, method=method, output={"size": "image"}))
+    )
+    assert outcome.answer is not None
+    explanation = parsed(outcome.answer["explanation"])
+    assert [(heat_map.width, heat_map.height) for heat_map in explanation.heat_maps] == [(40, 30)] * 2
+    assert "enlarge" in {stage.name for stage in explanation.stages}
+
+
 def test_the_deadline_holds(sampler: Sampler) -> None:
     wishes = {"detections": 30, "seconds": 0.4, "samples": 8}
     request = asking(ONE, wishes, method="odam", evaluate=True)

@@ -25,6 +25,7 @@ from sampling_parts import (
 )
 from whybox_proto import maps
 from whybox_proto.v1 import explainer_pb2
+from whybox_service.sampling import ROUNDS_AHEAD
 
 F32 = {"encoding": "f32"}
 
@@ -129,6 +130,16 @@ def test_a_chunk_that_does_not_come_back_is_given_up_for_what_is_there(sampler: 
     assert list(answer.warnings) == ["the time was used up after 8 of 16 samples"]
     eventually(lambda: len(sampler.done("given-up")) == 2)
     assert [chunk["told"] for chunk in sampler.done("given-up")] == [False, True]
+
+
+def test_no_more_than_some_rounds_wait_for_a_chunk_that_hangs(sampler: Sampler) -> None:
+    """The other worker's sums cannot be added without it, and would fill the memory of who adds them."""
+    request = asking(TWO, {"samples": 4000, "slow_at": 8})
+    answer = answered(explain(sampler, request, **{"X-Request-Timeout": "6", "X-Request-Id": "ahead"}))
+    assert [heat_map.samples for heat_map in answer.heat_maps] == [8, 8]
+    eventually(lambda: any(chunk["first"] == 8 for chunk in sampler.done("ahead")))
+    # One more may be out when the last of them comes.
+    assert len(sampler.done("ahead")) <= 2 + ROUNDS_AHEAD + 1
 
 
 def test_a_first_round_that_outlasts_the_deadline(sampler: Sampler) -> None:

@@ -146,6 +146,14 @@ def test_a_grid_is_no_finer_than_max_side() -> None:
     assert made.values.shape == (6, 8)
 
 
+def test_a_grid_has_no_more_centres_than_could_be_visited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whybox.methods.mask_out.MAX_CENTRES", 12)
+    detector = RegionDetector(Thing((16, 8, 40, 40), (20, 10, 28, 22)))
+    ((made,),) = maps(detector, WHITE, params={"stride": 1.0})
+    assert made.values.shape == (3, 4)
+    assert made.samples == 12
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURE_NAMES)
 def test_maps_equal_detecting_in_masked_pictures(architecture: str) -> None:
     """The obvious way: paint the square into the picture, and ask the detector from the start."""

@@ -488,6 +488,7 @@ class TestChecks:
         with pytest.raises(ContractError, match="no detection") as caught:
             check_explain(explainer_pb2.ExplainRequest(**explain, evaluate=True), engine.model)
         assert caught.value.field == "select.expected"
+        assert caught.value.got == "beta in [0.0, 0.0, 40.0, 30.0]"
 
     def test_the_description_tells_of_the_measures(self, engine: Engine) -> None:
         described = {measure.name: measure for measure in engine.model.measures}

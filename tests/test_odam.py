@@ -29,6 +29,7 @@ from whybox.methods.base import SIDES, Map, Question, normalise, scalar
 from whybox.methods.fusing import fuse, fuse_layers
 from whybox.methods.odam import SIGNS, local_heat, odam_maps, sigmas_of
 from whybox.methods.placing import place
+from whybox_proto.errors import ContractError
 
 TARGETS = (
     ("class", "score"),
@@ -187,6 +188,25 @@ def test_layers_together_equal_the_slow_reference(case: Case) -> None:
 def test_exact_maps_equal_the_slow_reference(fcos: Case, layers: list[str], smoothing: float) -> None:
     """GroupNorm's statistics differentiated as well: torchvision's own modules, nothing held."""
     _compare(fcos, layers, smoothing, exact=True)
+
+
+@pytest.mark.parametrize("target", ["class", "x1"])
+def test_an_exact_map_of_one_tower_alone(fcos: Case, target: str) -> None:
+    """Neither a class's logit nor a side depends on both towers."""
+    both, alone = (
+        METHODS["odam"].explain(fcos.detector, _question(fcos, targets, exact=True, score="logit"))
+        for targets in (("class", "x1"), (target,))
+    )
+    for row, (made,) in zip(both, alone, strict=True):
+        torch.testing.assert_close(made.values, row[("class", "x1").index(target)].values)
+
+
+@pytest.mark.parametrize(("layer", "memory"), [("layer2", 10_000), ("layer4+level", 14_000)])
+def test_maps_beyond_the_memory_are_refused(fcos: Case, layer: str, memory: int) -> None:
+    question = replace(_question(fcos, ("combined",), layer), memory=memory)
+    with pytest.raises(ContractError) as caught:
+        METHODS["odam"].explain(fcos.detector, question)
+    assert (caught.value.type, caught.value.field) == ("response_too_large", "layer")
 
 
 def test_exact_changes_nothing_without_group_norm(case: Case) -> None:

@@ -18,6 +18,7 @@ from whybox.finding import find
 from whybox.methods import METHODS
 from whybox.methods.base import Question
 from whybox.odam_nms import SAMPLES, correlation, local_layer, paste, raster, unit_maps
+from whybox_proto.errors import ContractError
 from whybox_proto.maps import enlarge
 
 KINDS = ("retinanet", "fcos", "faster-rcnn")
@@ -183,6 +184,17 @@ def test_nothing_is_left_behind(passed: tuple[TorchvisionDetector, Forward]) -> 
     again = detector.forward(batch)
     first = detector.candidates(forward, 0)
     assert torch.equal(detector.candidates(again, 0).scores, first.scores)
+
+
+def test_more_boxes_than_memory_has_room_for_are_refused(
+    passed: tuple[TorchvisionDetector, Forward], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector, forward = passed
+    monkeypatch.setattr("whybox.odam_nms.MAX_CELLS", 3 * 50 * 83)
+    with pytest.raises(ContractError) as caught:
+        find(detector, forward, 0, SETTINGS)
+    assert caught.value.field == "select.score_threshold"
+    assert "at most 3 boxes" in caught.value.expected
 
 
 def test_no_candidates_and_one() -> None:

@@ -715,6 +715,17 @@ class TestMissing:
         explained_by(page, page.locator("#evaluate").click)
         expect(page.locator("#measures")).to_be_hidden()
 
+    def test_what_is_missing_is_explained_and_not_measured(self, page: Page) -> None:
+        pick_sample(page)
+        explain(page)
+        explained_by(page, page.locator("#evaluate").click)
+        for side, value in (("left", 200), ("top", 10), ("right", 250), ("bottom", 60)):
+            page.locator(f"#expected-{side}").fill(str(value))
+        asked, answer = explained_by(page, page.locator("#why-not").click)
+        assert "evaluate" not in asked
+        assert answer["why_not"]
+        expect(page.locator("#evaluate")).to_be_hidden()
+
 
 class TestAnswers:
     """Times, ids, problems."""

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from builders import write_recipe
+from whybox.evaluation.recipe_edit import edit_recipe
 from whybox.recipe import RecipeError, read_recipe
-from whybox.recipe_edit import edit_recipe
 
 STORE = Path(__file__).parent.parent / "model_store"
 

@@ -316,7 +316,19 @@ class TestBrokenChunks:
         assert error.type == "invalid_request"
         assert "state cannot be read" in error.message
 
-    @pytest.mark.parametrize("change", [{"detections.boxes": torch.ones(2, 4)}, {"shared": None}])
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"detections.boxes": torch.ones(2, 4)},
+            {"detections.boxes": torch.ones(5, 3)},
+            {"detections.class_scores": torch.ones(5, 1)},
+            {"detections.scores": torch.ones(5, dtype=torch.int64)},
+            {"detections.labels": torch.ones(5)},
+            {"detections.labels": torch.full((5,), 4)},
+            {"detections.labels": torch.full((5,), -1)},
+            {"shared": None},
+        ],
+    )
     def test_tensors_that_do_not_fit_are_refused(
         self, engine: Engine, change: dict[str, torch.Tensor | None]
     ) -> None:
@@ -324,6 +336,17 @@ class TestBrokenChunks:
         state = {name: tensor for name, tensor in state.items() if tensor is not None}
         error = answered(engine, sample=self.piece(engine, state=safetensors.torch.save(state))).error
         assert error.type == "invalid_request"
+
+    @pytest.mark.parametrize("method", ["mask_out", "odsmoothgrad"])
+    def test_samples_that_there_are_not_are_refused(self, engine: Engine, method: str) -> None:
+        request = explainer_pb2.ExplainRequest(image=PICTURE, method=method)
+        plan = answered(engine, plan=request).plan
+        piece = worker_pb2.SampleRequest(
+            explain=request, state=plan.state, count=2**32 - 1, groups=plan.groups
+        )
+        error = answered(engine, sample=piece).error
+        assert error.type == "invalid_request"
+        assert "not one of a plan" in error.message
 
     def test_the_state_alone_is_whole(self, engine: Engine) -> None:
         assert answered(engine, sample=self.piece(engine)).WhichOneof("result") == "sample"

@@ -76,6 +76,27 @@ def test_pieces_are_taken_when_there_is_a_worker_for_them() -> None:
     assert asyncio.run(run())[0] == [0, 1, 2, 3], "both were done, and two more begun, before one was told"
 
 
+def test_there_may_be_no_piece_until_a_result_has_been_taken() -> None:
+    taken: list[int] = []
+
+    def pieces() -> Iterator[int | None]:
+        for piece in range(4):
+            while len(taken) < piece:
+                yield None
+            yield piece
+
+    async def work(piece: int) -> int:
+        return piece
+
+    async def run() -> None:
+        async with aclosing(spreading(2).over(MODEL, pieces(), work)) as done:
+            async for piece, _ in done:
+                taken.append(piece)
+
+    asyncio.run(run())
+    assert taken == [0, 1, 2, 3]
+
+
 def test_a_piece_that_fails_gives_up_the_others() -> None:
     given_up: list[int] = []
 

@@ -1,4 +1,4 @@
-"""What a model says of itself: labels, limits, methods with their parameters, layers, NMS, measures."""
+"""What a model says of itself: labels, limits, methods and their parameters, layers, NMS, measures, shift."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from whybox.detectors.base import Detector, WhiteBoxDetector
+from whybox.diagnosis import read_shifts
 from whybox.images import FORMATS
 from whybox.methods import METHODS
 from whybox.methods.base import Method, Param, ParamValue
@@ -24,7 +25,8 @@ def describe(recipe: Recipe, detector: Detector) -> types_pb2.Model:
     """Describe a model.
 
     Raises:
-        RecipeError: if the recipe names methods, layers or parameters that there are not.
+        RecipeError: if the recipe names methods, layers or parameters that there are not, or records a shift
+            that cannot be.
     """
     for name, chosen in recipe.methods.items():
         if name not in METHODS:
@@ -66,6 +68,7 @@ def describe(recipe: Recipe, detector: Detector) -> types_pb2.Model:
                     name=layer.name, kind=layer.kind, channels=layer.channels, stride=layer.stride
                 )
             )
+    model.spatial_shifts.extend(read_shifts(recipe.diagnosis, [layer.name for layer in model.layers]))
     return model
 
 

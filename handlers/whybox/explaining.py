@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from whybox.detectors.base import Detections, Forward, WhiteBoxDetector
+from whybox.diagnosis import shift_warning
 from whybox.methods import METHODS
 from whybox.methods.base import Map, Method, ParamValue, Question
 from whybox.methods.sampling import SamplingMethod, Task, plan_message, sums_message
@@ -55,13 +56,16 @@ class Explaining:
         budget = request.budget
         remaining = patience.deadline - time.time() if patience.deadline else math.inf
         seconds = seconds_of(budget, remaining)
+        asked = self._asked(request, picture, patience)
+        warning = shift_warning(self._model, self._method(request).name, asked["layer"])
         return Question(
             forward,
             image,
             detections,
-            **self._asked(request, picture, patience),
+            **asked,
             samples=budget.samples if budget.HasField("samples") else None,
             seconds=seconds if seconds < math.inf else None,
+            warnings=[warning] if warning and len(detections) else [],
         )
 
     def explain(self, request: explainer_pb2.ExplainRequest, question: Question) -> list[list[Map]]:
@@ -144,7 +148,7 @@ class Explaining:
             raise ContractError("invalid_argument", f"{method.name} draws no samples", field="method")
         try:
             state = safetensors.torch.load(request.state)
-            found = _detections(state)
+            found = _detections(state, len(self._detector.labels))
             groups = int(request.groups)
             chunk = Chunk(0, request.first, request.count, request.group)
             if not 0 <= chunk.group < groups <= max(1, len(found)) or not chunk.count:
@@ -184,17 +188,25 @@ class _State(dict[str, Tensor]):
         raise ContractError("invalid_request", f"the plan's state cannot be read: it lacks {name!r}")
 
 
-def _detections(state: Mapping[str, Tensor]) -> Detections:
+def _detections(state: Mapping[str, Tensor], classes: int) -> Detections:
     """Read the detections of a plan's state.
 
     Raises:
         KeyError: if a part of them is missing.
-        ValueError: if the parts are not of the same detections.
+        ValueError: if the parts are not those of the same detections, of so many classes.
     """
     parts = {name: state[_OWN + name] for name in Detections.__dataclass_fields__}
-    if any(part.ndim < 1 or len(part) != len(parts["scores"]) for part in parts.values()):
-        raise ValueError("its tensors do not have a row for each detection")
-    return Detections(**parts)
+    whole = {"labels", "candidates"}
+    for name, part in parts.items():
+        shape = (parts["scores"].numel(), *{"boxes": (4,), "class_scores": (classes,)}.get(name, ()))
+        if part.shape != shape or (
+            part.dtype != torch.int64 if name in whole else not part.is_floating_point()
+        ):
+            raise ValueError(f"{_OWN}{name} is not of the shape and type of {shape[0]} detections")
+    found = Detections(**parts)
+    if bool(((found.labels < 0) | (found.labels >= classes)).any()):
+        raise ValueError(f"{_OWN}labels are not from 0 to {classes - 1}")
+    return found
 
 
 def _encode(made: Map, encoding: str) -> types_pb2.HeatMap:

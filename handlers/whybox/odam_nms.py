@@ -20,6 +20,7 @@ from torch import Tensor
 from whybox.detectors.base import Contenders, Forward, Frame, Grids, Heat, WhiteBoxDetector
 from whybox.methods.base import scalar
 from whybox.nms import Correlate
+from whybox_proto.errors import ContractError
 
 SHORT_EDGE = 50
 """Cells of the raster along the picture's shorter side."""
@@ -29,6 +30,9 @@ LONG_EDGE = 500
 
 SAMPLES = 4
 """Points along each side of a raster cell at which a map is read; the cell is their mean."""
+
+MAX_CELLS = 2**28
+"""Of all contenders' maps together: 1 GiB, and as much again while they are compared."""
 
 _LOCAL_FIRST = ("roi", "level", "stage")
 
@@ -49,8 +53,19 @@ def correlation(
         image: position of the picture in that pass.
         found: the contenders.
         between: called between parts of the work; may raise to stop it.
+
+    Raises:
+        ContractError: if the contenders are too many to be compared.
     """
     height, width = raster(forward.batch.frames[image])
+    if len(found.scores) > (most := MAX_CELLS // (height * width)):
+        raise ContractError(
+            "invalid_argument",
+            "too many boxes are above the threshold for Odam-NMS",
+            field="select.score_threshold",
+            expected=f"a threshold that at most {most} boxes pass, or another nms.kind",
+            got=f"{len(found.scores)} boxes",
+        )
     vectors = found.scores.new_zeros(
         (len(found.scores), height * width)
     )  # memory is taken as rows are filled

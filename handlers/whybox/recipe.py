@@ -87,6 +87,7 @@ class Recipe:
         options: arguments of the architecture.
         methods: for each method, its default layer (``layer``) and parameters.
         calibration: what ``whybox calibrate`` found for each method, for people.
+        diagnosis: what ``whybox diagnose`` found; see `whybox.diagnosis`.
         input: what pictures are taken.
         workers: how TorchServe runs it.
     """
@@ -105,6 +106,7 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict)
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     calibration: Mapping[str, Any] = field(default_factory=dict)
+    diagnosis: Mapping[str, Any] = field(default_factory=dict)
     input: InputLimits = field(default_factory=InputLimits)
     workers: Workers = field(default_factory=Workers)
 

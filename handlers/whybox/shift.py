@@ -14,6 +14,10 @@ import torch
 
 from whybox.methods.base import Map
 
+LIMIT = 0.25
+"""Of a shift that matters, in units of the box. What lies in one half of a box has its centre a quarter of
+the box from the middle: a map moved by more no longer tells which half it points at."""
+
 
 @dataclass(frozen=True)
 class Shift:

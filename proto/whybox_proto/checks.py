@@ -61,7 +61,9 @@ def check_explain(request: explainer_pb2.ExplainRequest, model: types_pb2.Model)
                 f"the method {method.name!r} draws no samples, so it takes no budget",
                 field="budget",
                 expected="no budget",
-                got=shorten(request.budget).replace("\n", " "),
+                got=shorten(
+                    ", ".join(f"{field.name} {value:g}" for field, value in request.budget.ListFields())
+                ),
             )
         _check_budget(request.budget)
     if request.evaluate:
@@ -213,8 +215,8 @@ def _check_not_expected(select: types_pb2.Select, *, field: str) -> None:
             "invalid_argument",
             "what was missed has no detection whose maps could be measured",
             field=field,
-            expected="no expected object where maps are measured",
-            got=shorten(select.expected).replace("\n", " "),
+            expected="nothing where maps are measured",
+            got=shorten(f"{select.expected.label} in {[float(f'{v:g}') for v in select.expected.box]}"),
         )
 
 

@@ -142,6 +142,11 @@ class Totals:
         """Whether there is any map yet."""
         return bool(self._rounds)
 
+    @property
+    def waiting(self) -> int:
+        """Chunks that were taken and are not added: an earlier one of their group is missing."""
+        return len(self._waiting)
+
     def samples_of(self, group: int) -> int:
         """Return the samples that the maps of a group hold."""
         return min(self._rounds.get(group, 0) * self.plan.round_samples, self.plan.samples)

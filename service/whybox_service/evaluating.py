@@ -28,6 +28,18 @@ class Measuring:
     measures: Sequence[str] = ()
 
 
+def check_measured(model: types_pb2.Model) -> None:
+    """Refuse, before anything is explained, what a model without measures cannot answer.
+
+    Raises:
+        ContractError: `not_implemented`.
+    """
+    if not model.measures:
+        raise ContractError(
+            "not_implemented", f"the model {model.name!r} takes no measures", field="evaluate"
+        )
+
+
 class Evaluating:
     """Measures heat maps."""
 
@@ -53,12 +65,8 @@ class Evaluating:
             call: the request.
 
         Raises:
-            ContractError: `not_implemented` for a model without measures; that of the map that failed.
+            ContractError: that of the map that failed.
         """
-        if not model.measures:
-            raise ContractError(
-                "not_implemented", f"the model {model.name!r} takes no measures", field="evaluate"
-            )
         started = time.perf_counter()
 
         async def work(piece: tuple[int, types_pb2.HeatMap]) -> explainer_pb2.Evaluation:

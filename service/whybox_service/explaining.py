@@ -13,7 +13,7 @@ from whybox_proto.v1 import explainer_pb2, types_pb2, worker_pb2
 from whybox_service import pictures
 from whybox_service.asking import Asking
 from whybox_service.calls import Call
-from whybox_service.evaluating import Evaluating, Measuring
+from whybox_service.evaluating import Evaluating, Measuring, check_measured
 from whybox_service.metrics import Metrics
 from whybox_service.sampling import Explanation, Sampling
 from whybox_service.settings import Settings
@@ -49,7 +49,7 @@ class Explaining:
         self, model: types_pb2.Model, request: explainer_pb2.ExplainRequest, call: Call
     ) -> explainer_pb2.ExplainResponse:
         """Answer a request that has been checked."""
-        measuring = _measuring(request)
+        measuring = _measuring(request, model)
         answer = await self._explained(model, request, measuring, call)
         await self._finish(model, request, answer, measuring, call)
         return answer
@@ -58,11 +58,14 @@ class Explaining:
         self, model: types_pb2.Model, request: explainer_pb2.EvaluateRequest, call: Call
     ) -> explainer_pb2.EvaluateResponse:
         """Answer a request that has been checked, and measure the answer's maps."""
+        check_measured(model)
         truth = request.truth if request.HasField("truth") else None
         measuring = Measuring(truth, list(request.measures))
         with within(EXPLAIN):
             answer = await self._explained(model, request.explain, measuring, call)
-        evaluations = await self._finish(model, request.explain, answer, measuring, call)
+        evaluations = await self._measured(model, request.explain, answer, measuring, call)
+        with within(EXPLAIN):
+            await self._write(request.explain, answer, call)
         return explainer_pb2.EvaluateResponse(explanation=answer, evaluations=evaluations)
 
     async def stream(
@@ -75,7 +78,7 @@ class Explaining:
         if not checks.find_method(request, model).sampling:
             await send(await self.explain(model, request, call), True)
             return
-        measuring = _measuring(request)
+        measuring = _measuring(request, model)
         async with self._sampling.begin(model, _question(request, measuring), call) as explanation:
             self._check_beginning(explanation, request, measuring)
             running = asyncio.create_task(explanation.run())
@@ -117,7 +120,15 @@ class Explaining:
         answer.model, answer.model_version = model.name, model.version
         self._metrics.detections("explain", model.name, len(answer.detections))
         asked.add_stages(answer)
+        if request.output.size == "image":
+            cells = len(pictures.heat_maps_of(answer)) * answer.image.width * answer.image.height
+            self._check_cells(cells, request)
+        if measuring is not None and measuring.truth is not None:
+            checks.check_same_size(measuring.truth, answer.image.width, answer.image.height)
         return answer
+
+    def _check_cells(self, cells: int, request: explainer_pb2.ExplainRequest) -> None:
+        pictures.check_cells(cells, request.output.encoding or checks.DEFAULT_ENCODING, self._limit)
 
     def _check_beginning(
         self,
@@ -128,9 +139,9 @@ class Explaining:
         """Refuse what cannot be answered, before samples are drawn for it."""
         image = explanation.beginning.image
         self._metrics.detections("explain", request.model, len(explanation.beginning.detections))
-        if request.output.size == "image":
+        if request.output.size == "image" and explanation.samples:
             cells = explanation.detections * len(explanation.targets) * image.width * image.height
-            pictures.check_cells(cells, request.output.encoding or checks.DEFAULT_ENCODING, self._limit)
+            self._check_cells(cells, request)
         if measuring is not None and measuring.truth is not None:
             checks.check_same_size(measuring.truth, image.width, image.height)
 
@@ -141,32 +152,38 @@ class Explaining:
         answer: explainer_pb2.ExplainResponse,
         measuring: Measuring | None,
         call: Call,
-    ) -> list[explainer_pb2.Evaluation]:
+    ) -> None:
         """Measure an answer's maps where that is asked for, and write them as they are wished."""
-        evaluations = []
         if measuring is not None:
-            if measuring.truth is not None:
-                checks.check_same_size(measuring.truth, answer.image.width, answer.image.height)
-            evaluations = await self._evaluating.measure(model, request, answer, measuring, call)
-            if request.evaluate:
-                for heat_map, evaluation in zip(pictures.heat_maps_of(answer), evaluations, strict=True):
-                    heat_map.faithfulness.update(evaluation.values)
-        started = time.perf_counter()
+            await self._measured(model, request, answer, measuring, call)
         await self._write(request, answer, call)
-        if request.output.size == "image":
-            answer.stages.add(name="enlarge", seconds=time.perf_counter() - started)
+
+    async def _measured(
+        self,
+        model: types_pb2.Model,
+        request: explainer_pb2.ExplainRequest,
+        answer: explainer_pb2.ExplainResponse,
+        measuring: Measuring,
+        call: Call,
+    ) -> list[explainer_pb2.Evaluation]:
+        """Measure an answer's maps; where `evaluate` is set, they say it themselves too."""
+        evaluations = await self._evaluating.measure(model, request, answer, measuring, call)
+        if request.evaluate:
+            for heat_map, evaluation in zip(pictures.heat_maps_of(answer), evaluations, strict=True):
+                heat_map.faithfulness.update(evaluation.values)
         return evaluations
 
     async def _write(
         self, request: explainer_pb2.ExplainRequest, answer: explainer_pb2.ExplainResponse, call: Call
     ) -> None:
         """Write an answer's maps in the size and the encoding that the request asks for."""
+        started = time.perf_counter()
         maps = pictures.heat_maps_of(answer)
         encoding = request.output.encoding or checks.DEFAULT_ENCODING
         if request.output.size == "image":
-            pictures.check_cells(len(maps) * answer.image.width * answer.image.height, encoding, self._limit)
             async with call.deadline.limit():
                 await self._workshop.run(pictures.enlarge_maps, answer, encoding, self._limit, call.deadline)
+            answer.stages.add(name="enlarge", seconds=time.perf_counter() - started)
         elif maps and maps[0].encoding != encoding:
             async with call.deadline.limit():
                 await self._workshop.run(pictures.write_maps, answer, encoding, call.deadline)
@@ -183,8 +200,11 @@ def within(field: str) -> Iterator[None]:
         raise
 
 
-def _measuring(request: explainer_pb2.ExplainRequest) -> Measuring | None:
-    return Measuring() if request.evaluate else None
+def _measuring(request: explainer_pb2.ExplainRequest, model: types_pb2.Model) -> Measuring | None:
+    if not request.evaluate:
+        return None
+    check_measured(model)
+    return Measuring()
 
 
 def _question(

@@ -25,10 +25,17 @@ def heat_maps_of(answer: explainer_pb2.ExplainResponse) -> MutableSequence[types
 
 
 def detection_of(answer: explainer_pb2.ExplainResponse, heat_map: types_pb2.HeatMap) -> types_pb2.Detection:
-    """Return the detection, or the missed candidate, that one of an answer's maps explains."""
+    """Return the detection, or the missed candidate, that one of an answer's maps explains.
+
+    Raises:
+        ContractError: `internal` where the worker answered a map of none of them.
+    """
     if answer.HasField("why_not"):
         return answer.why_not.candidate
-    return next(d for d in answer.detections if d.index == heat_map.detection_index)
+    for detection in answer.detections:
+        if detection.index == heat_map.detection_index:
+            return detection
+    raise ContractError("internal", "the worker answered a heat map of no detection of its answer")
 
 
 def check_cells(cells: int, encoding: str, limit: int) -> None:

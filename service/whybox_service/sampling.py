@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from whybox_proto.sums import Chunk, Totals
 
 ADDING_AT_ONCE = 2
-# What adding up takes, for a cell of a map: four sums, and the chunks that have come and are not added yet.
-BYTES_PER_CELL = 40
+# Rounds that may have come and wait for an earlier one: while a worker hangs, the others fill no memory.
+ROUNDS_AHEAD = 4
+# What adding up takes, for a cell of a map: four sums, and what waits, each round two numbers.
+BYTES_PER_CELL = 64
 # Of the time until the deadline: whoever has not answered by then is given up, if there are maps without it.
 SHARE_OF_WAITING = 0.9
 
@@ -95,6 +97,8 @@ class Explanation:
         self.beginning.model, self.beginning.model_version = model.name, model.version
         self.detections = 1 if self.beginning.HasField("why_not") else len(self.beginning.detections)
         self.grown = asyncio.Event()
+        if self.samples and not (self._plan.round_samples and 0 < self._plan.groups <= checks.MAX_DETECTIONS):
+            raise ContractError("internal", "the worker's plan cannot be followed")
 
     @property
     def targets(self) -> list[str]:
@@ -157,12 +161,14 @@ class Explanation:
         answer.stages.add(name="backend", seconds=spent)
         return answer
 
-    def _due(self) -> Iterator[Chunk]:
-        """Yield the chunks that there is time for; the first one whatever the time."""
+    def _due(self) -> Iterator[Chunk | None]:
+        """Yield the chunks that there is time for, the first one whatever the time; None: not yet."""
         from whybox_proto.sums import chunks, seconds_of
 
         seconds = seconds_of(self._request.budget, self._remaining)
         for chunk in chunks(self._plan):
+            while self._totals is not None and self._totals.waiting >= ROUNDS_AHEAD * self._plan.groups:
+                yield None
             expected = self._drawing / max(1, len(self._asked) - 1)
             if chunk.index and time.monotonic() - self._started + expected > seconds:
                 return

@@ -31,7 +31,7 @@ class Spreading:
         self._paces: defaultdict[tuple[str, str], _Pace] = defaultdict(_Pace)
 
     async def over(
-        self, model: types_pb2.Model, pieces: Iterator[P], work: Callable[[P], Awaitable[R]]
+        self, model: types_pb2.Model, pieces: Iterator[P | None], work: Callable[[P], Awaitable[R]]
     ) -> AsyncGenerator[tuple[P, R], None]:
         """Work on pieces and yield each with its result, in the order in which they are done.
 
@@ -39,7 +39,8 @@ class Spreading:
 
         Args:
             model: whose workers do it.
-            pieces: asked for the next one whenever a worker is free; where it ends, no more are begun.
+            pieces: asked for the next one whenever a worker is free, and after each result; None: there is
+                none until more of those in hand are done. Where it ends, no more are begun.
             work: has a worker do one.
 
         Raises:
@@ -55,9 +56,7 @@ class Spreading:
 
         def refill() -> None:
             while len(in_hand) < self._catalogue.ready_workers(name, version):
-                try:
-                    piece = next(pieces)
-                except StopIteration:
+                if (piece := next(pieces, None)) is None:
                     return
                 in_hand[asyncio.create_task(begin(piece))] = piece
 
@@ -72,6 +71,7 @@ class Spreading:
                 refill()
                 for piece, result in ended:
                     yield piece, result
+                refill()
         finally:
             for task in in_hand:
                 task.cancel()

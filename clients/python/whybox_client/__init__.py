@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from whybox_client.errors import RequestError, ServiceError, WhyboxError
     from whybox_client.evaluations import Evaluation, Evaluations
     from whybox_client.folders import image_files
-    from whybox_client.models import InputLimits, Layer, Measure, Method, Model, Nms, Parameter
+    from whybox_client.models import (
+        InputLimits,
+        Layer,
+        Measure,
+        Method,
+        Model,
+        Nms,
+        Parameter,
+        SpatialShift,
+    )
     from whybox_client.results import Detection, DetectionMaps, Detections, Explanation, HeatMap, Stage
     from whybox_client.truth import GroundTruth
     from whybox_client.why_not import SuppressedDetection, WhyNot
@@ -45,6 +54,7 @@ __all__ = [
     "Parameter",
     "RequestError",
     "ServiceError",
+    "SpatialShift",
     "Stage",
     "SuppressedDetection",
     "WhyNot",
@@ -57,7 +67,7 @@ _MODULES = {
     "errors": ("RequestError", "ServiceError", "WhyboxError"),
     "evaluations": ("Evaluation", "Evaluations"),
     "folders": ("image_files",),
-    "models": ("InputLimits", "Layer", "Measure", "Method", "Model", "Nms", "Parameter"),
+    "models": ("InputLimits", "Layer", "Measure", "Method", "Model", "Nms", "Parameter", "SpatialShift"),
     "results": ("Detection", "DetectionMaps", "Detections", "Explanation", "HeatMap", "Stage"),
     "truth": ("GroundTruth",),
     "why_not": ("SuppressedDetection", "WhyNot"),

@@ -72,6 +72,42 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class SpatialShift:
+    """How far a detector moves what decides on its way from the picture to a layer.
+
+    The distance of the centres of energy of a map made by hiding pixels and one made by hiding features, in
+    units of the detection's box.
+
+    Attributes:
+        median: distance over the detections that were measured.
+        low, high: ends of the median's 95 % interval over pictures.
+        noise: the same median between two maps made by hiding pixels, with different random masks.
+        limit: above it a map no longer tells which half of the box it points at.
+        above: share of the detections above the limit.
+        x, y: mean shift, to the right and down.
+        inward: mean shift towards the middle of the box.
+        room: median distance of the evidence's centre from the middle of the box: no inward shift is longer.
+        measured_on: what was measured.
+        misleads: the median is above the limit and its interval above the noise, and `explain` warns of maps
+            of this layer.
+    """
+
+    layer: str
+    median: float
+    low: float
+    high: float
+    noise: float
+    limit: float
+    above: float
+    x: float
+    y: float
+    inward: float
+    room: float
+    measured_on: str
+    misleads: bool
+
+
+@dataclass(frozen=True)
 class Layer:
     """A layer whose feature maps can be explained.
 
@@ -122,6 +158,7 @@ class Model:
         nms: the kinds of NMS with their defaults; `default_nms` names the one used where none is asked for.
         ready: whether a worker can answer now.
         measures: what `Client.evaluate` can measure.
+        spatial_shifts: what `whybox diagnose` found, a layer each; empty: it was not asked.
     """
 
     name: str
@@ -138,6 +175,7 @@ class Model:
     default_nms: str
     ready: bool
     measures: tuple[Measure, ...] = ()
+    spatial_shifts: tuple[SpatialShift, ...] = ()
 
     @classmethod
     def from_message(cls, model: types_pb2.Model) -> Model:
@@ -177,7 +215,26 @@ class Model:
                 Measure(measure.name, measure.protocol, measure.better, measure.needs)
                 for measure in model.measures
             ),
+            spatial_shifts=tuple(map(_shift, model.spatial_shifts)),
         )
+
+
+def _shift(shift: types_pb2.SpatialShift) -> SpatialShift:
+    return SpatialShift(
+        layer=shift.layer,
+        median=shortest(shift.median),
+        low=shortest(shift.low),
+        high=shortest(shift.high),
+        noise=shortest(shift.noise),
+        limit=shortest(shift.limit),
+        above=shortest(shift.above),
+        x=shortest(shift.x),
+        y=shortest(shift.y),
+        inward=shortest(shift.inward),
+        room=shortest(shift.room),
+        measured_on=shift.measured_on,
+        misleads=shift.misleads,
+    )
 
 
 def _method(method: types_pb2.Method) -> Method:

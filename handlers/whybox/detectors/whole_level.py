@@ -63,6 +63,8 @@ class WholeLevelTap(DenseLevelTap):
         for tower, factors, norms in zip(self.head.towers, self.head.factors, inputs, strict=True):
             own = {name: seeds[name] for name in tower.outputs}
             chosen = torch.where(torch.cat(list(own.values()), 2).any(2).any(0))[0]
+            if not len(chosen):  # no target depends on this tower
+                continue
             places = self.places[picks]
             local = seed_gradients(tower, {n: seed[:, chosen] for n, seed in own.items()}, places.anchors)
             for row in range(count):

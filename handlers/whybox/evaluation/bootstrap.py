@@ -59,3 +59,19 @@ def estimate(values: Sequence[float], groups: Sequence[int]) -> Estimate:
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Estimate(mean, float(low), float(high), len(values))
+
+
+def median_interval(values: Sequence[float], groups: Sequence[int]) -> tuple[float, float]:
+    """Return the 95 % interval of a median, by the percentile bootstrap over groups; see `estimate`.
+
+    Returns:
+        Its ends; NaN where there are fewer than two groups.
+    """
+    which, members = np.asarray(groups), np.asarray(values, float)
+    rows = [members[which == group] for group in np.unique(which)]
+    if len(rows) < 2:
+        return math.nan, math.nan
+    drawn = np.random.default_rng(SEED).integers(0, len(rows), (RESAMPLES, len(rows)))
+    medians = [np.median(np.concatenate([rows[i] for i in draw])) for draw in drawn]
+    low, high = np.quantile(medians, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)

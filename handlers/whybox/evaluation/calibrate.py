@@ -18,14 +18,11 @@ from tqdm import tqdm
 
 from whybox.engine import Engine
 from whybox.evaluation.bootstrap import estimate
-from whybox.evaluation.cases import GREEDY, Case, cases, mode_of
+from whybox.evaluation.cases import Case, cases, mode_of, own_cases
+from whybox.evaluation.recipe_edit import edit_recipe
 from whybox.evaluation.report import table
 from whybox.evaluation.table import Key, Results, Variant, measure_all, variants_of
-from whybox.images import decode_image
 from whybox.recipe import read_recipe
-from whybox.recipe_edit import edit_recipe
-from whybox.selection import settings_of
-from whybox_proto.errors import ContractError
 
 OVERLAP = 0.75
 """IoU above which a detection in a scene fits its object."""
@@ -242,25 +239,4 @@ def _cases(engine: Engine, options: Options) -> Iterator[Case | None]:
         return cases(
             engine, mode, options.scenes, overlap=OVERLAP, most=options.detections, seed=options.seed
         )
-    return _own_cases(engine, options.pictures, options.detections)
-
-
-def _own_cases(engine: Engine, pictures: Sequence[Path], most: int) -> Iterator[Case | None]:
-    """Yield the best detections of somebody's own pictures, about whose objects nothing is known.
-
-    Raises:
-        ValueError: for a file that is no picture.
-    """
-    for number, path in enumerate(pictures):
-        try:
-            picture = decode_image(path.read_bytes(), engine.recipe.input)
-        except (ContractError, OSError) as error:
-            raise ValueError(f"{path}: {error}") from error
-        ((_, batch),) = engine.detector.prepare([picture])
-        forward = engine.detector.forward(batch, keep=True)
-        settings = settings_of(GREEDY, engine.model)
-        found = engine.detector.postprocess(
-            engine.detector.candidates(forward, 0), batch.frames[0], settings
-        )[:most]
-        nothing, positions = (None,) * len(found), tuple(range(len(found)))
-        yield Case(number, picture, forward, found, nothing, nothing, positions) if len(found) else None
+    return own_cases(engine, options.pictures, options.detections)

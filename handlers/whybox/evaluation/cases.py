@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,11 +13,13 @@ from torchvision.ops import box_iou
 
 from whybox.detectors.base import Detections, Forward
 from whybox.engine import Engine
+from whybox.images import decode_image
 from whybox.measuring import union
 from whybox.metrics.measures import Truth
 from whybox.metrics.pointing import Mask, box_mask
 from whybox.scenes import Mode, Scene, SceneObject, render
 from whybox.selection import settings_of
+from whybox_proto.errors import ContractError
 from whybox_proto.v1 import explainer_pb2, types_pb2
 
 HELD_OUT_SEED = 7_000_001
@@ -87,6 +90,27 @@ def cases(
         truths = tuple(truth_of(scene, position) for position in positions)
         marks = tuple(scene.objects[position].mark for position in positions)
         yield Case(number, picture, forward, found[picked], truths, marks, positions)
+
+
+def own_cases(engine: Engine, pictures: Sequence[Path], most: int) -> Iterator[Case | None]:
+    """Yield the best detections of somebody's own pictures, about whose objects nothing is known.
+
+    Raises:
+        ValueError: for a file that is no picture.
+    """
+    for number, path in enumerate(pictures):
+        try:
+            picture = decode_image(path.read_bytes(), engine.recipe.input)
+        except (ContractError, OSError) as error:
+            raise ValueError(f"{path}: {error}") from error
+        ((_, batch),) = engine.detector.prepare([picture])
+        forward = engine.detector.forward(batch, keep=True)
+        settings = settings_of(GREEDY, engine.model)
+        found = engine.detector.postprocess(
+            engine.detector.candidates(forward, 0), batch.frames[0], settings
+        )[:most]
+        nothing, positions = (None,) * len(found), tuple(range(len(found)))
+        yield Case(number, picture, forward, found, nothing, nothing, positions) if len(found) else None
 
 
 def matches(found: Detections, objects: Sequence[SceneObject], overlap: float) -> list[tuple[int, int]]:

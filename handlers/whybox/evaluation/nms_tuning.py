@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from whybox.engine import Engine
 from whybox.evaluation.nms import Crowd, Row, compare, crowds, settings_by_kind, table
+from whybox.evaluation.recipe_edit import edit_recipe
 from whybox.recipe import read_recipe
-from whybox.recipe_edit import edit_recipe
 
 TUNING_SEED = 7_000_003
 """Of the scenes; figures are taken of another seed's."""

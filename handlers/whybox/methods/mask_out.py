@@ -24,10 +24,14 @@ from whybox.methods.perturbing import (
     threshold_param,
 )
 from whybox.methods.sampling import SamplingMethod, SamplingPlan, Sum, Task
+from whybox_proto.errors import ContractError
 from whybox_proto.sums import members
 
 MIN_OVERLAP = 0.5
 """IoU that a detection must exceed to be the same object: with a square over it, another may be nearest."""
+
+MAX_CENTRES = 100_000
+"""Of the grid, about: each takes a pass, and a map of which only few were visited is costly to fill."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,8 @@ class MaskOut(SamplingMethod):
         Param(
             "stride",
             30.0,
-            "most pixels from one centre to the next; wider where the grid would pass output.max_side",
+            "most pixels from one centre to the next; wider where the grid would pass output.max_side, or "
+            f"{MAX_CENTRES} centres",
             1.0,
             4096.0,
         ),
@@ -110,6 +115,8 @@ class MaskOut(SamplingMethod):
         )
         height, width = task.picture.shape[:2]
         h, w = _grid(width, height, task)
+        if task.first + task.count > h * w:
+            raise ContractError("invalid_request", f"the chunk is not one of a plan: {h * w} centres in all")
         order = coarse_to_fine(h, w).to(detector.device)
         cell = torch.tensor([width / w, height / h], device=detector.device)
         centres = (order.flip(1) + 0.5) * cell  # x, y
@@ -156,7 +163,11 @@ def coarse_to_fine(height: int, width: int) -> Tensor:
 
 def _grid(width: int, height: int, asked: Question | Task) -> tuple[int, int]:
     """Return the (h, w) of the grid of centres on a picture."""
-    stride = max(float(asked.params["stride"]), max(width, height) / asked.max_side)
+    stride = max(
+        float(asked.params["stride"]),
+        max(width, height) / asked.max_side,
+        math.sqrt(width * height / MAX_CENTRES),
+    )
     return math.ceil(height / stride), math.ceil(width / stride)
 
 

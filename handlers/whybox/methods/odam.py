@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from whybox.detectors.base import Detector, Frame, Heat, Tap, Taps, Target, WhiteBoxDetector
-from whybox.methods.base import SIDES, TARGETS, Map, Method, Param, Question, scalar
+from whybox.methods.base import SIDES, TARGETS, Map, Method, Param, Question, scalar, scalar_names
 from whybox.methods.fusing import FUSIONS, fuse, fuse_layers
 from whybox.methods.placing import place
+from whybox_proto.errors import ContractError
 
 SIGNS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -83,9 +84,7 @@ class Odam(Method):
 
     def _explain(self, detector: Detector, question: Question) -> list[list[Map]]:
         assert isinstance(detector, WhiteBoxDetector)  # `layers` is None otherwise, and the check refuses
-        names = [t for t in question.targets if t != "combined"]
-        if "combined" in question.targets:
-            names += [t for t in ("class", *SIDES) if t not in names]
+        names = scalar_names(question.targets)
         found, params = question.detections, question.params
         taps = detector.taps(
             question.forward,
@@ -102,13 +101,18 @@ class Odam(Method):
             smoothing=float(params["smoothing"]),
             sign=str(params["sign"]),
             between=question.patience.check,
+            memory=question.memory,
         )
         rows = layers[0]
         if len(layers) > 1:
-            rows = [
-                [fuse_layers(same, str(params["fusion"])) for same in zip(*candidate, strict=True)]
-                for candidate in zip(*layers, strict=True)
-            ]
+            rows, cells = [], 0
+            for candidate in zip(*layers, strict=True):
+                question.patience.check()
+                rows.append(
+                    [fuse_layers(same, str(params["fusion"])) for same in zip(*candidate, strict=True)]
+                )
+                cells += sum(made.values.numel() for made in rows[-1])
+                _check_room(cells, question.memory)
         return [[_named(target, names, row) for target in question.targets] for row in rows]
 
 
@@ -128,6 +132,7 @@ def odam_maps(
     smoothing: float,
     sign: str = "relu",
     between: Callable[[], None] = lambda: None,
+    memory: int | None = None,
 ) -> list[list[list[Map]]]:
     """Make the maps of every candidate of some layers.
 
@@ -138,14 +143,22 @@ def odam_maps(
         smoothing: of Φ; see `sigmas_of`.
         sign: one of `SIGNS`.
         between: called before each part of the work; may raise to stop it.
+        memory: bytes that the maps may take; None for no limit.
 
     Returns:
         For each layer, for each candidate, a map for each target: float32 (h, w), cropped to the picture.
+
+    Raises:
+        ContractError: `response_too_large`, if the maps take more than `memory`.
     """
     maps: list[list[list[Map]]] = [[[] for _ in range(len(tap.boxes))] for tap in taps.taps]
+    cells = 0
     between()
     for layer, heat in taps.heat(targets, [sigmas_of(tap, smoothing) for tap in taps.taps]):
         between()
+        cells += heat.values.numel()
+        if memory is not None:
+            _check_room(cells, memory)
         shown, grids = _signed(heat, sign), taps.taps[layer].grids
         for row, pick in enumerate(heat.picks.tolist()):
             maps[layer][pick] = place(shown, row, grids, frame, signed=sign == "signed")
@@ -185,6 +198,23 @@ def sigmas_of(tap: Tap, smoothing: float) -> Tensor | None:
         return None
     sides = (tap.boxes[:, 2:] - tap.boxes[:, :2]).clamp(min=0)
     return smoothing * torch.minimum(sides / tap.grids.cells, tap.grids.sizes)
+
+
+def _check_room(cells: int, memory: int) -> None:
+    """Refuse maps of more float32 cells than fit the memory.
+
+    Raises:
+        ContractError: `response_too_large`.
+    """
+    if 4 * cells > memory:
+        raise ContractError(
+            "response_too_large",
+            "the heat maps are too large for the worker's memory",
+            field="layer",
+            expected=f"at most {memory // 4} cells in all maps: ask for fewer targets or detections, "
+            "or for a coarser layer",
+            got=f"more than {memory // 4} cells",
+        )
 
 
 def _signed(heat: Heat, sign: str) -> Heat:

@@ -15,6 +15,7 @@ from whybox.matching import Found, best_matches
 from whybox.memory import gradient_footprint
 from whybox.methods.base import SIDES, TARGETS, Param, Question, combined, scalar, scalar_names
 from whybox.methods.sampling import SamplingMethod, SamplingPlan, Sum, Task, generator, raster
+from whybox_proto.errors import ContractError
 
 MIN_OVERLAP = 0.7
 """IoU above which a detection of a noisy copy is the same object; section 3 of the paper."""
@@ -111,7 +112,10 @@ class OdSmoothGrad(SamplingMethod):
     def sample(self, detector: Detector, task: Task) -> list[list[Sum]]:
         """See `SamplingMethod.sample`: one batch of copies."""
         assert isinstance(detector, WhiteBoxDetector)
-        assert task.picture is not None
+        if task.count > MAX_COPIES:
+            raise ContractError(
+                "invalid_request", f"the chunk is not one of a plan: over {MAX_COPIES} copies"
+            )
         ((_, batch),) = detector.prepare([task.picture])
         frame, span = batch.frames[0], task.state["range"]
         copies = _noisy(batch, span, float(task.params["sigma"]), task)

@@ -240,6 +240,36 @@ class Measure(_message.Message):
     needs: str
     def __init__(self, name: _Optional[str] = ..., protocol: _Optional[str] = ..., better: _Optional[str] = ..., needs: _Optional[str] = ...) -> None: ...
 
+class SpatialShift(_message.Message):
+    __slots__ = ("layer", "median", "low", "high", "noise", "limit", "above", "x", "y", "inward", "room", "measured_on", "misleads")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    MEDIAN_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    NOISE_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    ABOVE_FIELD_NUMBER: _ClassVar[int]
+    X_FIELD_NUMBER: _ClassVar[int]
+    Y_FIELD_NUMBER: _ClassVar[int]
+    INWARD_FIELD_NUMBER: _ClassVar[int]
+    ROOM_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_ON_FIELD_NUMBER: _ClassVar[int]
+    MISLEADS_FIELD_NUMBER: _ClassVar[int]
+    layer: str
+    median: float
+    low: float
+    high: float
+    noise: float
+    limit: float
+    above: float
+    x: float
+    y: float
+    inward: float
+    room: float
+    measured_on: str
+    misleads: bool
+    def __init__(self, layer: _Optional[str] = ..., median: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., noise: _Optional[float] = ..., limit: _Optional[float] = ..., above: _Optional[float] = ..., x: _Optional[float] = ..., y: _Optional[float] = ..., inward: _Optional[float] = ..., room: _Optional[float] = ..., measured_on: _Optional[str] = ..., misleads: bool = ...) -> None: ...
+
 class InputLimits(_message.Message):
     __slots__ = ("max_bytes", "max_pixels", "max_side", "formats")
     MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -271,7 +301,7 @@ class WorkerState(_message.Message):
     def __init__(self, ready: bool = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., queue_remaining: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "description", "family", "architecture", "labels", "input", "score_threshold", "methods", "layers", "nms", "default_nms", "ready", "state", "measures")
+    __slots__ = ("name", "version", "description", "family", "architecture", "labels", "input", "score_threshold", "methods", "layers", "nms", "default_nms", "ready", "state", "measures", "spatial_shifts")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
@@ -287,6 +317,7 @@ class Model(_message.Message):
     READY_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     MEASURES_FIELD_NUMBER: _ClassVar[int]
+    SPATIAL_SHIFTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     description: str
@@ -302,7 +333,8 @@ class Model(_message.Message):
     ready: bool
     state: WorkerState
     measures: _containers.RepeatedCompositeFieldContainer[Measure]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., description: _Optional[str] = ..., family: _Optional[str] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., input: _Optional[_Union[InputLimits, _Mapping]] = ..., score_threshold: _Optional[float] = ..., methods: _Optional[_Iterable[_Union[Method, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., nms: _Optional[_Iterable[_Union[Nms, _Mapping]]] = ..., default_nms: _Optional[str] = ..., ready: bool = ..., state: _Optional[_Union[WorkerState, _Mapping]] = ..., measures: _Optional[_Iterable[_Union[Measure, _Mapping]]] = ...) -> None: ...
+    spatial_shifts: _containers.RepeatedCompositeFieldContainer[SpatialShift]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., description: _Optional[str] = ..., family: _Optional[str] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., input: _Optional[_Union[InputLimits, _Mapping]] = ..., score_threshold: _Optional[float] = ..., methods: _Optional[_Iterable[_Union[Method, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., nms: _Optional[_Iterable[_Union[Nms, _Mapping]]] = ..., default_nms: _Optional[str] = ..., ready: bool = ..., state: _Optional[_Union[WorkerState, _Mapping]] = ..., measures: _Optional[_Iterable[_Union[Measure, _Mapping]]] = ..., spatial_shifts: _Optional[_Iterable[_Union[SpatialShift, _Mapping]]] = ...) -> None: ...
 
 class LayoutObject(_message.Message):
     __slots__ = ("label", "box", "mask", "evidence")

@@ -147,7 +147,6 @@ function manner(method) {
     fields.budget = budget;
     if (seed) fields.seed = seed;
   }
-  if (state.evaluate) fields.evaluate = true;
   return fields;
 }
 
@@ -194,6 +193,7 @@ async function explain(index) {
     targets: state.compare ? method.targets : [target()],
     ...manner(method),
   };
+  if (state.evaluate) fields.evaluate = true; // of what is missing no map can be measured
   const show = ({ heat_maps: maps }) => {
     if (maps.length) showMaps(maps, detection);
   };
@@ -286,7 +286,7 @@ function spoken(detection) {
 function showView() {
   byId("view").hidden = state.chosen === null && !state.expected;
   byId("compare").hidden = state.chosen === null;
-  byId("evaluate").hidden = !state.model?.measures.length;
+  byId("evaluate").hidden = state.chosen === null || !state.model?.measures.length;
   byId("legend").hidden = state.map === null;
   byId("download").hidden = state.map === null;
   showMeasures(state.map?.faithfulness ?? {}, state.model?.measures ?? []);

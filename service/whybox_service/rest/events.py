@@ -53,9 +53,9 @@ class Events:
         """
         async with self._turn:
             if not self.begun:
-                self.begun = True
                 headers = [*_HEADERS, (b"x-request-id", request_id.encode("ascii"))]
                 await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+                self.begun = True
             self._count += 1
             body = b"id: %d\nevent: %b\ndata: %b\n\n" % (self._count, kind.encode(), data)
             self._whole = False

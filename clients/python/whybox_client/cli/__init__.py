@@ -12,6 +12,7 @@ import click
 from whybox_client.cli.calibrate import calibrate
 from whybox_client.cli.completion import completion
 from whybox_client.cli.detect import detect
+from whybox_client.cli.diagnose import diagnose
 from whybox_client.cli.doctor import doctor
 from whybox_client.cli.evaluate import evaluate
 from whybox_client.cli.explain import explain
@@ -45,5 +46,5 @@ def main() -> None:
     """Why this box? Ask object detectors what they looked at."""
 
 
-for command in (serve, models, detect, explain, evaluate, calibrate, keys, doctor, completion):
+for command in (serve, models, detect, explain, evaluate, calibrate, diagnose, keys, doctor, completion):
     main.add_command(command)

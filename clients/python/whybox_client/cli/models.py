@@ -122,6 +122,12 @@ def _describe(model: Model) -> str:
     for layer in model.layers:
         stride = f", stride {layer.stride:g}" if layer.stride is not None else ""
         lines.append(f"layer            {layer.name}: {layer.kind}, {layer.channels} channels{stride}")
+    for shift in model.spatial_shifts:
+        told = ", may mislead" if shift.misleads else ""
+        lines.append(
+            f"spatial shift    {shift.layer}: {shift.median:g} of the box [{shift.low:g}, {shift.high:g}], "
+            f"noise {shift.noise:g}{told}"
+        )
     for method in model.methods:
         lines += [
             "",
