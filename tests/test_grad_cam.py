@@ -17,6 +17,7 @@ from whybox.methods import METHODS
 from whybox.methods.base import Map, ParamValue, Question, normalise
 from whybox.methods.grad_cam import GradCam, GradCamPlusPlus
 from whybox.methods.layer_maps import cut_to_box
+from whybox_proto.errors import ContractError
 
 TARGETS = ("class", "class:gamma", "x1", "y2")
 WHITE_BOX = ("grad_cam", "grad_cam_pp", "activation")
@@ -47,9 +48,18 @@ class Case:
         order = found.candidates.argsort()
         self.found: Detections = found[order[[0, len(order) // 2, len(order) - 1]]]
 
-    def ask(self, method: str, targets: tuple[str, ...], layer: str, **params: ParamValue) -> list[list[Map]]:
+    def ask(
+        self,
+        method: str,
+        targets: tuple[str, ...],
+        layer: str,
+        memory: int = 2**30,
+        **params: ParamValue,
+    ) -> list[list[Map]]:
         defaults = {param.name: param.default for param in METHODS[method].params}
-        question = Question(self.forward, 0, self.found, targets, layer, {**defaults, **params})
+        question = Question(
+            self.forward, 0, self.found, targets, layer, {**defaults, **params}, memory=memory
+        )
         return METHODS[method].explain(self.detector, question)
 
     def reference(
@@ -263,6 +273,16 @@ def test_explaining_leaves_no_trace(case: Case) -> None:
         assert not module._forward_hooks
         assert not module._backward_hooks
     assert all(p.grad is None and not p.requires_grad for p in case.model.parameters())
+
+
+@pytest.mark.parametrize("method", ["grad_cam", "grad_cam_pp", "activation", "class_slices"])
+def test_maps_beyond_the_memory_are_refused(method: str) -> None:
+    case = Case("retinanet")
+    (level,) = METHODS[method].layers(case.detector) or [""] if method == "class_slices" else ["level"]
+    cells = sum(row[0].values.numel() for row in case.ask(method, ("class",), level))
+    with pytest.raises(ContractError) as caught:
+        case.ask(method, ("class",), level, memory=4 * cells - 4)
+    assert (caught.value.type, caught.value.field) == ("response_too_large", "layer")
 
 
 def test_a_two_stage_detector_has_no_slices() -> None:

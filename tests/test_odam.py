@@ -27,8 +27,7 @@ from whybox.detectors.torchvision import TorchvisionDetector, wrap
 from whybox.methods import METHODS
 from whybox.methods.base import SIDES, Map, Question, normalise, scalar
 from whybox.methods.fusing import fuse, fuse_layers
-from whybox.methods.odam import SIGNS, local_heat, odam_maps, sigmas_of
-from whybox.methods.placing import place
+from whybox.methods.odam import SIGNS, odam_maps
 from whybox_proto.errors import ContractError
 
 TARGETS = (
@@ -255,21 +254,6 @@ def test_signs_are_made_of_one_signed_map(case: Case, layer: str) -> None:
                 assert rows[pick][position].signed == (sign == "signed")
             seen += torch.tensor([values.max() > 0, values.min() < 0])
     assert bool((seen > 0).all()), "both signs must occur"
-
-
-def test_local_heat_gives_the_same_maps_in_batches(case: Case) -> None:
-    targets = [scalar("class", LABELS), scalar("x2", LABELS)]
-    taps = case.taps("level")
-    (tap,) = taps.taps
-    (rows,) = odam_maps(taps, targets, case.forward.batch.frames[0], smoothing=SMOOTHING)
-    came = []
-    for heat in local_heat(tap, targets, sigmas_of(tap, SMOOTHING)):
-        assert heat.values.shape[:2] == (len(heat.picks), 2)
-        for row, pick in enumerate(heat.picks.tolist()):
-            placed = place(heat, row, tap.grids, case.forward.batch.frames[0])
-            assert all(torch.equal(a.values, b.values) for a, b in zip(placed, rows[pick], strict=True))
-            came.append(pick)
-    assert sorted(came) == list(range(len(case.candidates)))
 
 
 def test_one_candidate_alone_has_the_same_maps(case: Case) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from whybox.detectors.base import Detector, WhiteBoxDetector
 from whybox.methods.base import Map, Method, Question, normalise
 from whybox.methods.layer_maps import place_whole
+from whybox.methods.placing import Room
 
 
 class Activation(Method):
@@ -28,9 +29,10 @@ class Activation(Method):
         found = question.detections
         tap = detector.tap(question.forward, question.image, question.layer, found.candidates, found.labels)
         frame = question.forward.batch.frames[question.image]
-        rows = []
+        rows, room = [], Room(question.memory)
         for pick in range(len(found)):
             question.patience.check()
             (made,) = place_whole(tap.whole(pick).mean(0, keepdim=True), pick, tap, frame)
+            room.take(made.values.numel())
             rows.append([Map(normalise(made.values), made.region)] * len(question.targets))
         return rows

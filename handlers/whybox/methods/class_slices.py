@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from whybox.detectors.base import Detector, WhiteBoxDetector
 from whybox.methods.base import Map, Method, Param, Question, normalise
 from whybox.methods.layer_maps import place_whole
+from whybox.methods.placing import Room
 
 
 class ClassSlices(Method):
@@ -49,11 +50,12 @@ class ClassSlices(Method):
         score = params["output"] == "score"
         levels = detector.class_maps(question.forward, question.image, score=score)
         frame = question.forward.batch.frames[question.image]
-        rows = []
+        rows, room = [], Room(question.memory)
         for pick, level in enumerate(tap.candidate_levels.tolist()):
             question.patience.check()
             kinds = [_class_of(t, detector.labels, int(found.labels[pick])) for t in question.targets]
             slices = levels[level][:, kinds]  # [A, T, H, W]
+            room.take(slices[0].numel())
             own = slices[int(found.candidates[pick]) % len(slices)]
             made = place_whole(own if params["anchors"] == "own" else slices.amax(0), pick, tap, frame)
             rows.append(made if score else [Map(normalise(one.values), one.region) for one in made])

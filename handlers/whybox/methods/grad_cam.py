@@ -11,6 +11,7 @@ from whybox.detectors.base import Detector, WhiteBoxDetector
 from whybox.methods.base import SIDES, Map, Method, Param, Question, scalar
 from whybox.methods.layer_maps import cut_to_box, place_whole
 from whybox.methods.odam import Odam
+from whybox.methods.placing import Room
 
 _LIKE_ODAM = tuple(param for param in Odam.params if param.name in ("score", "exact"))
 
@@ -50,10 +51,12 @@ class _ChannelWeighted(Method):
         targets = [scalar(target, detector.labels, score=str(params["score"])) for target in question.targets]
         frame = question.forward.batch.frames[question.image]
         rows: list[list[Map]] = [[] for _ in range(len(found))]
+        room = Room(question.memory)
         for window in tap.windows(targets):
             question.patience.check()
             for pick, gradients in zip(window.picks.tolist(), window.gradients, strict=True):
                 whole = tap.whole(pick)
+                room.take(len(targets) * whole[0].numel())
                 heat = torch.einsum("tc,chw->thw", self.weights(gradients, whole), whole).relu()
                 rows[pick] = place_whole(heat, pick, tap, frame)
                 if params["truncate"]:

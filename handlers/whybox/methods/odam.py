@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,8 +11,7 @@ from torch import Tensor
 from whybox.detectors.base import Detector, Frame, Heat, Tap, Taps, Target, WhiteBoxDetector
 from whybox.methods.base import SIDES, TARGETS, Map, Method, Param, Question, scalar, scalar_names
 from whybox.methods.fusing import FUSIONS, fuse, fuse_layers
-from whybox.methods.placing import place
-from whybox_proto.errors import ContractError
+from whybox.methods.placing import Room, place
 
 SIGNS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -105,14 +104,13 @@ class Odam(Method):
         )
         rows = layers[0]
         if len(layers) > 1:
-            rows, cells = [], 0
+            rows, room = [], Room(question.memory)
             for candidate in zip(*layers, strict=True):
                 question.patience.check()
                 rows.append(
                     [fuse_layers(same, str(params["fusion"])) for same in zip(*candidate, strict=True)]
                 )
-                cells += sum(made.values.numel() for made in rows[-1])
-                _check_room(cells, question.memory)
+                room.take(sum(made.values.numel() for made in rows[-1]))
         return [[_named(target, names, row) for target in question.targets] for row in rows]
 
 
@@ -152,35 +150,15 @@ def odam_maps(
         ContractError: `response_too_large`, if the maps take more than `memory`.
     """
     maps: list[list[list[Map]]] = [[[] for _ in range(len(tap.boxes))] for tap in taps.taps]
-    cells = 0
+    room = Room(memory)
     between()
     for layer, heat in taps.heat(targets, [sigmas_of(tap, smoothing) for tap in taps.taps]):
         between()
-        cells += heat.values.numel()
-        if memory is not None:
-            _check_room(cells, memory)
+        room.take(heat.values.numel())
         shown, grids = _signed(heat, sign), taps.taps[layer].grids
         for row, pick in enumerate(heat.picks.tolist()):
             maps[layer][pick] = place(shown, row, grids, frame, signed=sign == "signed")
     return maps
-
-
-def local_heat(
-    tap: Tap, targets: Sequence[Target], sigmas: Tensor | None, *, sign: str = "relu"
-) -> Iterator[Heat]:
-    """Make the maps of every candidate of one layer, in batches, on the layer's grid and not cropped.
-
-    Args:
-        tap: N candidates.
-        targets: T scalars.
-        sigmas: float (N, 2), of Φ in cells, or None for no Φ; see `sigmas_of`.
-        sign: one of `SIGNS`.
-
-    Yields:
-        Maps of n of the candidates, float (n, T, h, w); every candidate comes once, in the tap's own order.
-    """
-    for heat in tap.heat(targets, sigmas):
-        yield _signed(heat, sign)
 
 
 def sigmas_of(tap: Tap, smoothing: float) -> Tensor | None:
@@ -198,23 +176,6 @@ def sigmas_of(tap: Tap, smoothing: float) -> Tensor | None:
         return None
     sides = (tap.boxes[:, 2:] - tap.boxes[:, :2]).clamp(min=0)
     return smoothing * torch.minimum(sides / tap.grids.cells, tap.grids.sizes)
-
-
-def _check_room(cells: int, memory: int) -> None:
-    """Refuse maps of more float32 cells than fit the memory.
-
-    Raises:
-        ContractError: `response_too_large`.
-    """
-    if 4 * cells > memory:
-        raise ContractError(
-            "response_too_large",
-            "the heat maps are too large for the worker's memory",
-            field="layer",
-            expected=f"at most {memory // 4} cells in all maps: ask for fewer targets or detections, "
-            "or for a coarser layer",
-            got=f"more than {memory // 4} cells",
-        )
 
 
 def _signed(heat: Heat, sign: str) -> Heat:

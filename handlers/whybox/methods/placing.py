@@ -1,4 +1,4 @@
-"""Where a layer's cells lie on the picture: cut to it, and placed."""
+"""Where a layer's cells lie on the picture: cut to it, and placed; and how many of them there may be."""
 
 from __future__ import annotations
 
@@ -6,6 +6,36 @@ import torch
 
 from whybox.detectors.base import Frame, Grids, Heat
 from whybox.methods.base import Map
+from whybox_proto.errors import ContractError
+
+
+class Room:
+    """Counts the cells of the maps that a method makes, and refuses more than fit.
+
+    Args:
+        memory: bytes that the maps may take; None for no limit.
+    """
+
+    def __init__(self, memory: int | None) -> None:
+        self._memory = memory
+        self._cells = 0
+
+    def take(self, cells: int) -> None:
+        """Count float32 cells.
+
+        Raises:
+            ContractError: `response_too_large`.
+        """
+        self._cells += cells
+        if self._memory is not None and 4 * self._cells > self._memory:
+            raise ContractError(
+                "response_too_large",
+                "the heat maps are too large for the worker's memory",
+                field="layer",
+                expected=f"at most {self._memory // 4} cells in all maps: ask for fewer targets or "
+                "detections, or for a coarser layer",
+                got=f"more than {self._memory // 4} cells",
+            )
 
 
 def place(heat: Heat, row: int, grids: Grids, frame: Frame, *, signed: bool = False) -> list[Map]:
