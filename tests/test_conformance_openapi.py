@@ -99,7 +99,8 @@ def schemathesis(
     command += ["run", "openapi.json", "--url", live.rest, "--checks", ",".join(checks)]
     command += ["--phases", "coverage,fuzzing", "--max-examples", str(EXAMPLES), "--seed", "1"]
     command += ["--generation-deterministic"]
-    command += ["--continue-on-failure", "--no-color"]
+    # An evaluation of everything that is found looks at the picture thousands of times.
+    command += ["--request-timeout", "120", "--continue-on-failure", "--no-color"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     if done.returncode:
         pytest.fail(done.stdout[-8000:] + done.stderr[-2000:])

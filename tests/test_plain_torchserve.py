@@ -69,4 +69,7 @@ def test_describing_through_the_management_api(live: Live) -> None:
         json.loads(metadata) if isinstance(metadata, str) else metadata, types_pb2.Model()
     )
     assert model.name == live.model
-    assert [method.name for method in model.methods] == ["odam"]
+    assert {method.name: method.sampling for method in model.methods}.items() >= {
+        "odam": False,
+        "d_rise": True,
+    }.items()

@@ -12,7 +12,7 @@ from conftest import Live, serving
 from gateway_calls import Outcome, b64, over_grpc, over_rest
 from test_gateway_backend import pack
 from test_pictures_live import worker_pids
-from whybox import engine as engine_module
+from whybox import explaining
 from whybox.describe import describe
 from whybox.engine import Engine
 from whybox.recipe import MAX_LABEL, MAX_LABELS, RecipeError, read_recipe
@@ -81,16 +81,16 @@ def test_the_engine_counts_all_that_it_sends(
     stages = sum(stage.ByteSize() + 2 for stage in whole.explain.stages)
     size = whole.ByteSize() - stages
     # What is counted is at least what is sent, and not much more.
-    monkeypatch.setattr(engine_module, "MAX_RESPONSE_BYTES", size + 15 * engine_module.FIELD_BYTES)
+    monkeypatch.setattr(explaining, "MAX_RESPONSE_BYTES", size + 15 * explaining.FIELD_BYTES)
     (answered,) = engine.answer([request])
     assert answered.WhichOneof("result") == "explain"
-    monkeypatch.setattr(engine_module, "MAX_RESPONSE_BYTES", size - 8)
+    monkeypatch.setattr(explaining, "MAX_RESPONSE_BYTES", size - 8)
     (refused,) = engine.answer([request])
     assert refused.error.type == "response_too_large"
 
 
 def test_the_limits_fit_into_each_other() -> None:
-    assert engine_module.MAX_RESPONSE_BYTES < LIMIT < MESSAGE_BYTES
+    assert explaining.MAX_RESPONSE_BYTES < LIMIT < MESSAGE_BYTES
 
 
 def test_a_description_stays_far_below_the_limit(tmp_path: Path) -> None:
