@@ -84,19 +84,19 @@ def run(options: Options, say: Callable[[str], None] = print) -> Choice:
     engine = Engine.load(recipe, options.recipe.parent / str(recipe.weights), options.device)
     known = not options.pictures
     count = options.scenes if known else len(options.pictures)
-    results = _measured(engine, layers_of(engine, options), options, count)
+    layers = layers_of(engine, options)
+    results = _measured(engine, layers, options, count)
     if not results.detections:
         raise ValueError(f"{recipe.name} finds nothing to explain in {count} pictures")
-    singles = list(results.values)
-    ranked = sorted(singles, key=lambda label: -_mean(results.values[label]))
-    variants = [*layers_of(engine, options), *pairs_of(engine, options, ranked[: options.pairs])]
-    more = _measured(engine, variants[len(singles) :], options, count)
+    ranked = sorted(results.values, key=lambda label: -_mean(results.values[label]))
+    pairs = pairs_of(engine, options, ranked[: options.pairs])
+    more = _measured(engine, pairs, options, count)
     for kept, added in ((results.values, more.values), (results.seconds, more.seconds)):
         kept.update(added)  # type: ignore[arg-type]
     results.samples.update(more.samples)
     where = "scenes" if known else "pictures"
     say(f"### {recipe.name}: {results.detections} detections in {results.scenes} {where}\n\n{table(results)}")
-    choice = choose(results, variants)
+    choice = choose(results, [*layers, *pairs])
     say(f"{choice.variant.label}: {choice.why}")
     if options.write:
         edit_recipe(options.recipe, changes(options, choice, results))
@@ -104,7 +104,7 @@ def run(options: Options, say: Callable[[str], None] = print) -> Choice:
 
 
 def layers_of(engine: Engine, options: Options) -> list[Variant]:
-    """Return every layer of a method, and every two of them together, as variants.
+    """Return every layer of a method, as variants.
 
     Raises:
         ValueError: if the model does not serve the method, or the method has no layers.

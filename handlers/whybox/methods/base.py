@@ -205,11 +205,6 @@ def scalar_names(targets: Sequence[str]) -> list[str]:
     return names
 
 
-def combined(maps: Sequence[Tensor]) -> Tensor:
-    """Return the element-wise maximum of maps of equal shape, each min-max normalised first."""
-    return torch.stack([normalise(values) for values in maps]).amax(0)
-
-
 def normalise(values: Tensor) -> Tensor:
     """Min-max normalise a map to 0…1; a constant map becomes zeros."""
     low, high = values.min(), values.max()

@@ -13,7 +13,8 @@ from whybox.detectors.base import Batch, Detections, Detector, Frame, PostProces
 from whybox.detectors.pixels import pixel_gradients
 from whybox.matching import Found, best_matches
 from whybox.memory import gradient_footprint
-from whybox.methods.base import SIDES, TARGETS, Param, Question, combined, scalar, scalar_names
+from whybox.methods.base import SIDES, TARGETS, Param, Question, scalar, scalar_names
+from whybox.methods.fusing import fuse
 from whybox.methods.sampling import SamplingMethod, SamplingPlan, Sum, Task, generator, raster
 from whybox_proto.errors import ContractError
 
@@ -206,4 +207,4 @@ def _map_of(target: str, parts: Mapping[str, Tensor]) -> Tensor:
     if target != "combined":
         return parts[target]
     copies = zip(*(parts[name] for name in ("class", *SIDES)), strict=True)
-    return torch.stack([combined(list(maps)) for maps in copies])
+    return torch.stack([fuse(torch.stack(maps), "max", signed=False) for maps in copies])

@@ -19,6 +19,7 @@ from torch import Tensor
 from whybox.detectors.base import Detections, Detector, PostProcessing
 from whybox.methods.base import Map, Method, ParamValue, Question
 from whybox.patience import Patience
+from whybox_proto import maps
 from whybox_proto.errors import ContractError
 from whybox_proto.sums import MAX_CELLS, Chunk, Totals, chunks, members
 from whybox_proto.v1 import types_pb2, worker_pb2
@@ -189,7 +190,7 @@ class SamplingMethod(Method):
         def map_of(detection: int, target: str, part: Sum) -> Map:
             written = made[detection, target]
             return Map(
-                torch.from_numpy(totals.values(detection, target)),
+                torch.from_numpy(maps.decode(written)),
                 part.region,
                 part.signed,
                 written.samples,

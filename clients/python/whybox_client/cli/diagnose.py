@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from whybox_client.cli.failures import Failure, needs_extra
+from whybox_client.cli.failures import needs_extra
+from whybox_client.cli.offline import failures_told, own_pictures
 
 
 @click.command()
@@ -58,23 +59,15 @@ def diagnose(
     """
     try:
         from whybox.evaluation import diagnose as work
-        from whybox.evaluation.command import pick_device, recipes_of
+        from whybox.evaluation.command import pick_device
     except ImportError as error:
         raise needs_extra("train", str(error)) from error
-    from whybox_client.folders import image_files
-    from whybox_proto.errors import ContractError
-
-    try:
-        if images is None:
-            recipes_of(recipe.parent, [str(recipe)])  # whether it knows the scenes' labels
-        pictures = list(image_files(str(images), recursive=False)) if images else []
-        if images is not None and not pictures:
-            raise click.UsageError(f"there are no images in {images}")
+    with failures_told():
         work.run(
             work.Options(
                 recipe=recipe,
                 scenes=scenes,
-                pictures=pictures,
+                pictures=own_pictures(recipe, images),
                 layers=tuple(dict.fromkeys(layers or ("level",))),
                 samples=samples,
                 cells=cells,
@@ -85,9 +78,3 @@ def diagnose(
             ),
             say=click.echo,
         )
-    except ContractError as error:
-        raise Failure(
-            f"{error.message}; expected {error.expected}" if error.expected else error.message
-        ) from error
-    except (OSError, ValueError) as error:
-        raise Failure(str(error)) from error

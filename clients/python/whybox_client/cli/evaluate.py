@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from whybox_client.cli.failures import Failure, needs_extra
+from whybox_client.cli.failures import needs_extra
+from whybox_client.cli.offline import failures_told
 
 PAGE = Path("docs/results.md")
 
@@ -108,9 +109,7 @@ def evaluate(
         raise needs_extra("train", str(error)) from error
     if write and not page.parent.is_dir():
         raise click.UsageError(f"there is no folder {page.parent} for --page; or give --no-write")
-    from whybox_proto.errors import ContractError
-
-    try:
+    with failures_told():
         work = command.run_nms if nms else command.run
         work(
             command.Options(
@@ -129,9 +128,3 @@ def evaluate(
             ),
             say=click.echo,
         )
-    except ContractError as error:
-        raise Failure(
-            f"{error.message}; expected {error.expected}" if error.expected else error.message
-        ) from error
-    except (OSError, ValueError) as error:
-        raise Failure(str(error)) from error
