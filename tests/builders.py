@@ -13,7 +13,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from whybox.detectors.small import ARCHITECTURES, build_small
+from whybox.engine import Engine
+from whybox.recipe import read_recipe
 
+STORE = Path(__file__).parent.parent / "model_store"
 LABELS = ("alpha", "beta", "gamma", "delta")
 ARCHITECTURE_NAMES = tuple(ARCHITECTURES)
 
@@ -47,6 +50,11 @@ def encoded(image: Tensor, format: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.asarray(image)).save(buffer, format=format)
     return buffer.getvalue()
+
+
+def demo_engine(name: str) -> Engine:
+    """A demo model, trained, as a worker has it."""
+    return Engine.load(read_recipe(STORE / f"{name}.yaml"), STORE / "weights" / f"{name}.safetensors")
 
 
 def write_recipe(folder: Path, architecture: str, **fields: object) -> Path:

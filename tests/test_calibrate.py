@@ -13,8 +13,9 @@ from PIL import Image
 from builders import write_recipe
 from whybox.engine import Engine
 from whybox.evaluation import calibrate
-from whybox.evaluation.calibrate import Options, choose, layers_of, pairs_of
+from whybox.evaluation.calibrate import Options, affordable, changes, choose, layers_of, pairs_of
 from whybox.evaluation.table import Results, Variant
+from whybox.methods.base import SIDES
 from whybox.recipe import read_recipe
 from whybox.scenes import render
 from whybox_client.cli import main
@@ -74,6 +75,23 @@ class TestChoosing:
         assert set(choice.figures) == {"insertion", "deletion", "ms_per_map"}
 
 
+    def test_a_default_is_one_that_can_be_paid_for(self) -> None:
+        results = measured(level=(0.5, 1.0, 2), roi=(0.4, 2.0, 1), layer2=(0.6, 3.0, 9))
+        results.forward_seconds.append(0.010)
+        cheap = affordable(results, variants(results), 0.3)
+        assert [variant.label for variant in cheap] == ["odam@level", "odam@roi"]
+        assert choose(results, cheap).variant.request.layer == "level"
+        assert [variant.label for variant in affordable(results, variants(results), 0.01)] == ["odam@roi"]
+        options = Options(Path("unused"))
+        everything = variants(results)
+        written = changes(options, choose(results, cheap), choose(results, everything), results)
+        assert written["methods"] == {"odam": {"layer": "level"}}
+        told = written["calibration"]["odam"]  # type: ignore[index]
+        assert told["layer"] == "level"
+        assert told["at_any_cost"]["layer"] == "layer2"
+        assert told["at_any_cost"]["ms_per_map"] == 9
+
+
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     folder = tmp_path_factory.mktemp("recipe")
@@ -124,6 +142,12 @@ def test_the_choice_is_written_into_the_recipe(copied: Path) -> None:
     assert written["insertion"] == choice.figures["insertion"]
     assert copied.read_text().startswith("# A demo detector")
     assert all(f"odam@{layer}" in told[0] for layer in ("level", "stem", "layer4"))
+    rows = {line.split(" | ")[0]: line.split(" | ")[1:] for line in told[0].splitlines()}
+    assert {"| energy_box ↑", "| evidence_ratio ↑", "| own_half ↑", "| ms a map"} <= set(rows)
+    for side in SIDES:
+        shares = [int(cell.rstrip(" |").removesuffix("%")) for cell in rows[f"| {side}"]]
+        assert len(shares) == len(rows["| ms a map"])
+        assert max(shares) > 50
 
 
 def test_own_pictures_need_no_truth(copied: Path, tmp_path: Path) -> None:
@@ -138,6 +162,8 @@ def test_own_pictures_need_no_truth(copied: Path, tmp_path: Path) -> None:
     assert "detections in 2 pictures" in answer.output
     assert "insertion" in answer.output
     assert "evidence" not in answer.output
+    assert "own_half" not in answer.output
+    assert "x1" not in answer.output
     assert copied.read_bytes() == before
 
 

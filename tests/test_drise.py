@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,8 +19,11 @@ from whybox.methods.base import Map, Question
 from whybox.methods.drise import DRise, RandomMasks
 from whybox.methods.perturbing import cell_centres
 from whybox.methods.sampling import Sum, Task, generator
+from whybox.metrics.pointing import energies
 from whybox.patience import Patience
+from whybox_proto import maps as wire_maps
 from whybox_proto.sums import Chunk
+from whybox_proto.v1 import types_pb2
 
 D_RISE = METHODS["d_rise"]
 WHITE = torch.full((48, 64, 3), 255, dtype=torch.uint8)
@@ -175,6 +179,25 @@ def test_centring_changes_the_noise_and_not_the_mean(monkeypatch: pytest.MonkeyP
         scatter[centred] = float(torch.stack(made).var(0).mean().sqrt())
     assert scatter[True] < 0.4 * scatter[False]
     assert float((mean[True] - mean[False]).abs().max()) < 5 * scatter[False] / 40**0.5
+
+
+def test_what_centring_takes_below_zero_is_noise_and_stays() -> None:
+    """A thing that is seldom found: its mean similarity is near 0 wherever a place is kept."""
+    x, y = 31, 17
+    detector = RegionDetector(Thing((16, 8, 40, 40), (x, y, x + 1, y + 1), other=0.5))
+    params = {"samples": 400, "cells": 6, "probability": 0.2, "score_threshold": 0.9}
+    ((plain,),) = maps(detector, WHITE, params={**params, "centred": False})
+    ((made,),) = maps(detector, WHITE, params=params)
+    assert float(plain.values.min()) >= 0
+    assert made.standard_error is not None
+    assert -5 * made.standard_error < float(made.values.min()) < 0
+    assert not made.signed
+    written = types_pb2.HeatMap()
+    wire_maps.encode(made.values.numpy(), written, "u8")
+    assert wire_maps.decode(written).min() == made.values.min()
+    energy = energies(made.values.numpy(), made.signed)
+    assert energy.min() == 0
+    np.testing.assert_allclose(energy - energy.max(), made.values - made.values.max(), atol=1e-6)
 
 
 def slow_map(

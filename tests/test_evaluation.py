@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from builders import random_model, write_recipe
+from builders import STORE, demo_engine, random_model, write_recipe
 from whybox.detectors.base import Detections
 from whybox.engine import Engine
 from whybox.evaluation import command, report
@@ -22,12 +22,9 @@ from whybox.evaluation.randomise import Sanity, groups_of, randomised, sanity_of
 from whybox.evaluation.table import ON_MARK, Results, Variant, measure_all, question_of, variants_of
 from whybox.explaining import Explaining
 from whybox.metrics.similarity import rank_correlation, structural_similarity
-from whybox.recipe import read_recipe
 from whybox.scenes import render
 from whybox_client.cli import main
 from whybox_proto.errors import ContractError
-
-STORE = Path(__file__).parent.parent / "model_store"
 
 
 class TestEstimates:
@@ -276,8 +273,7 @@ class TestReport:
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     """The demo RetinaNet."""
-    recipe = STORE / "retinanet-signs.yaml"
-    return Engine.load(read_recipe(recipe), STORE / "weights" / "retinanet-signs.safetensors")
+    return demo_engine("retinanet-signs")
 
 
 @pytest.fixture(scope="module")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
-from builders import ARCHITECTURE_NAMES, LABELS, random_image, random_model
-from slow_reference import full_levels, held, outputs_of, scalar_of
-from whybox.detectors.base import Detections, Forward, PostProcessing
-from whybox.detectors.torchvision import TorchvisionDetector, wrap
+from builders import ARCHITECTURE_NAMES, LABELS, random_image
+from reference_parts import Seen, double_precision
+from whybox.detectors.base import Detections, PostProcessing
 from whybox.methods import METHODS
 from whybox.methods.base import Map, ParamValue, Question, normalise
 from whybox.methods.grad_cam import GradCam, GradCamPlusPlus
@@ -25,24 +23,18 @@ WHITE_BOX = ("grad_cam", "grad_cam_pp", "activation")
 
 @pytest.fixture(autouse=True)
 def _double() -> Iterator[None]:
-    """Rounding must not hide a wrong gradient, so these tests run in double precision."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+    with double_precision():
+        yield
 
 
-class Case:
-    """A detector, and what it finds in one picture."""
+class Case(Seen):
+    """With what the detector finds in the picture."""
 
     def __init__(self, architecture: str) -> None:
-        self.architecture = architecture
-        self.model = random_model(architecture)
-        self.detector: TorchvisionDetector = wrap(self.model, LABELS, background=True)
-        ((_, batch),) = self.detector.prepare([random_image(90, 118)])
-        self.forward: Forward = self.detector.forward(batch, keep=True)
+        super().__init__(architecture)
         settings = PostProcessing(0.0, 60)
         found = self.detector.postprocess(
-            self.detector.candidates(self.forward, 0), batch.frames[0], settings
+            self.detector.candidates(self.forward, 0), self.forward.batch.frames[0], settings
         )
         # The first and last candidate besides: windows that meet a border, and the coarsest level.
         order = found.candidates.argsort()
@@ -65,35 +57,16 @@ class Case:
     def reference(
         self, layer: str, pick: int, level: int, target: str, *, exact: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """The layer's whole map (C, H, W) and the gradient of one scalar by it: one backward pass."""
-        dense = hasattr(self.model, "head") and not exact
-        model, norms = held(self.model) if dense else (self.model, [])
-        pixels = self.forward.batch.pixels
-        proposals = self.forward.extra.get("proposals", [None])[0]
-        outputs_of(model, pixels, OrderedDict(self.forward.levels), proposals)  # records the statistics
-        for norm in norms:
-            norm.recording = False
+        """The layer's whole map (C, H, W) and the gradient of one scalar by it."""
         candidate, label = int(self.found.candidates[pick]), int(self.found.labels[pick])
-        levels = OrderedDict(self.forward.levels)
-        if layer == "level":
-            name = list(levels)[level]
-            leaf = levels[name].clone().requires_grad_()
-            levels[name] = leaf
-        else:
-            leaf = self.forward.stages[layer].clone().requires_grad_()
-            levels = full_levels(model, self.forward.stages, layer, leaf)
-        scores, boxes = outputs_of(model, pixels, levels, proposals)
-        if hasattr(model, "head"):
-            scores = scores[:, 1:]
-        value = scalar_of(target.replace("class:gamma", "class#2"), scores, boxes, candidate, label)
-        (gradient,) = torch.autograd.grad(value, leaf)
-        return leaf.detach()[0], gradient[0]
+        whole, (gradient,) = self.gradients(layer, candidate, label, level, [(target, "score")], exact=exact)
+        return whole, gradient
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURE_NAMES)
-def case(request: pytest.FixtureRequest) -> Case:
-    torch.set_default_dtype(torch.float64)
-    return Case(request.param)
+def case(request: pytest.FixtureRequest) -> Iterator[Case]:
+    with double_precision():
+        yield Case(request.param)
 
 
 def published_weights(method: str, activation: Tensor, gradient: Tensor) -> Tensor:

@@ -122,6 +122,15 @@ def test_the_order_covers_the_grid_evenly(size: tuple[int, int]) -> None:
         assert gap <= 2 * ideal + max(height, width) / math.sqrt(count)
 
 
+def test_the_order_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whybox.methods.perturbing.CPU_ROUND_BYTES", 1)  # each square is a chunk
+    coarse_to_fine.cache_clear()
+    detector = RegionDetector(Thing((16, 8, 40, 40), (20, 10, 28, 22)))
+    maps(detector, WHITE, params={"side": 16.0, "stride": 8.0})
+    info = coarse_to_fine.cache_info()
+    assert (info.misses, info.hits) == (1, 6 * 8 - 1)
+
+
 def test_a_smaller_budget_is_a_coarser_map_and_a_larger_one_changes_nothing() -> None:
     detector = RegionDetector(Thing((16, 8, 40, 40), (20, 10, 28, 22)))
     params = {"side": 16.0, "stride": 8.0, "fill": "black", "score_threshold": 0.0}

@@ -295,7 +295,7 @@ class TestMeasures:
         assert not [name for name in taken if "mask" in name or name in ("vea", "evidence_ratio")]
 
     def test_with_everything(self) -> None:
-        sides = {"iof_own_third", "iof_middle_third"}
+        sides = {"own_half", "iof_own_third", "iof_middle_third"}
         scores = {"deletion", "insertion", "evidence_ratio"}
         assert set(take(subject(truth=TRUTH))) == set(MEASURES) - sides
         assert set(take(subject("class:beta", TRUTH))) == set(MEASURES) - sides
@@ -313,6 +313,13 @@ class TestMeasures:
         assert taken["vea_at_0.1"] == overlap.explanation_accuracy(s.values, random_mask(1))[10]
         assert taken["odi_mask"] == object_discrimination(s.values, random_mask(1), random_mask(4))
         assert 0 < taken["deletion"] < 1
+
+    def test_own_half(self) -> None:
+        """Of the true box, x from 1 to 9 and y from 2 to 8; what lies outside does not count."""
+        for side, half in (("x1", (1, 2, 5, 8)), ("y2", (1, 5, 9, 8))):
+            s = subject(side, TRUTH)
+            inside, own = (s.energy[box_mask(box, 11, 14)].sum() for box in ((1, 2, 9, 8), half))
+            assert take(s, ["own_half"])["own_half"] == pytest.approx(float(own / inside), rel=1e-5)
 
     def test_the_seed_decides_the_fill_alone(self) -> None:
         """Whatever else is measured, the same seed gives the same figures."""

@@ -215,7 +215,7 @@ class TestMeasureRequests:
     def test_with_truth(self, engine: Engine, explained: explainer_pb2.ExplainResponse) -> None:
         truth = truth_for(explained.detections[0])
         values = ask(engine, measure_request(explained, truth=truth)).measure.values
-        assert set(values) == set(MEASURES) - {"iof_own_third", "iof_middle_third"}
+        assert set(values) == set(MEASURES) - {"own_half", "iof_own_third", "iof_middle_third"}
         assert values["energy_box"] == pytest.approx(values["energy_mask"], abs=1e-5)
         made = explained.heat_maps[0]
         whole = maps.enlarge(maps.decode(made), (*made.region,), WIDTH, HEIGHT)

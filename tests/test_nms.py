@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torchvision.ops import box_iou, nms
 
 from whybox.detectors.base import PostProcessing
 from whybox.nms import KINDS, Reasons, needs_maps, odam, soft, suppress
+from whybox.patience import NobodyWaitsError
 
 GREEDY = PostProcessing(0.0, 1000, "iou", 0.4)
 EVERY_KIND = [replace(GREEDY, nms=kind, corr_low=0.3, corr_high=0.8) for kind in KINDS]
@@ -209,6 +211,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, size: int) -> No
     results = []
     for boxes_together, pairs_together in ((128, 1 << 21), (size, size)):
         monkeypatch.setattr("whybox.nms._BLOCK", boxes_together)
+        monkeypatch.setattr("whybox.nms._LARGEST_BLOCK", boxes_together)
         monkeypatch.setattr("whybox.nms._BLOCK_CELLS", pairs_together)
         for settings in EVERY_KIND:
             verdict = suppress(boxes, scores, labels, settings, correlate=correlate_of(maps), explain=True)
@@ -219,6 +222,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, size: int) -> No
 @pytest.mark.parametrize("limit", [1, 5, 20])
 def test_a_limit_saves_maps_and_changes_nothing(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     monkeypatch.setattr("whybox.nms._BLOCK", 8)
+    monkeypatch.setattr("whybox.nms._LARGEST_BLOCK", 8)
     boxes, scores, labels, maps = random_boxes(5, 200, ties=False)
     asked: set[int] = set()
 
@@ -250,6 +254,41 @@ def test_boxes_without_rivals_are_not_correlated() -> None:
     assert asked == {0, 3}
 
 
+@pytest.mark.parametrize(
+    ("limit", "same", "blocks"),
+    [
+        (100, False, [128]),  # each is kept
+        (300, False, [300]),
+        (1000, False, [512, 488]),
+        (None, True, [512, 488]),
+        (100, True, [128, 512, 360]),  # none but the first is kept: as many as may be
+    ],
+)
+def test_odam_looks_at_as_many_as_the_answer_seems_to_need(
+    limit: int | None, same: bool, blocks: list[int]
+) -> None:
+    count = 1000
+    boxes, scores = torch.rand(count, 4).cumsum(1), torch.linspace(1, 0.5, count)
+    asked: list[int] = []
+
+    def correlate(first: Tensor, second: Tensor) -> Tensor:
+        asked.append(len(first))
+        return torch.full((len(first), len(second)), float(same))
+
+    verdict = odam(
+        boxes,
+        scores,
+        torch.zeros(count, dtype=torch.int64),
+        correlate,
+        iou_threshold=1.0,
+        corr_high=0.5,
+        corr_low=0.5,
+        limit=limit,
+    )
+    assert asked == blocks
+    assert len(verdict.kept) == (1 if same else sum(blocks))
+
+
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("sigma", "final"), [(0.5, 0.05), (0.1, 0.3), (2.0, 0.0)])
@@ -278,6 +317,19 @@ def test_soft_in_numbers() -> None:
     assert verdict.kept.tolist() == [0, 2, 1]
     assert verdict.scores.tolist() == pytest.approx([0.8, 0.5, 0.6 * math.exp(-2 / 9)])
     assert told(verdict.reasons)[3][:2] == (-1, 0.0)  # nobody's doing: its own score is too low
+
+
+def test_soft_looks_up_from_its_work() -> None:
+    """In long classes, and over many short ones; what is raised there ends it."""
+    boxes = torch.rand(1000, 4).cumsum(1)
+    scores = torch.linspace(1, 0.5, 1000)
+    settings = replace(GREEDY, nms="soft", sigma=0.5, final_threshold=0.0)
+    for labels in (torch.zeros(1000, dtype=torch.int64), torch.arange(1000) // 2):
+        looks = Mock()
+        suppress(boxes, scores, labels, settings, between=looks)
+        assert looks.call_count == 1000 // 128
+        with pytest.raises(NobodyWaitsError):
+            suppress(boxes, scores, labels, settings, between=Mock(side_effect=NobodyWaitsError))
 
 
 def test_none_keeps_all_best_first() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,19 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from builders import ARCHITECTURE_NAMES, LABELS, random_image, random_model
-from slow_reference import (
-    all_outputs_of,
-    full_levels,
-    held,
-    outputs_of,
-    region_outputs_of,
-    scalar_of,
-    smooth,
-)
+from builders import ARCHITECTURE_NAMES, LABELS
+from reference_parts import Seen, double_precision
+from slow_reference import smooth
 from whybox.detectors import taps as taps_module
-from whybox.detectors.base import Detections, Forward, Taps
-from whybox.detectors.torchvision import TorchvisionDetector, wrap
+from whybox.detectors.base import Detections, Taps
 from whybox.methods import METHODS
 from whybox.methods.base import SIDES, Map, Question, normalise, scalar
 from whybox.methods.fusing import fuse, fuse_layers
@@ -44,21 +35,15 @@ SMOOTHING = 0.08
 
 @pytest.fixture(autouse=True)
 def _double() -> Iterator[None]:
-    """Rounding must not hide a wrong gradient, so these tests run in double precision."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+    with double_precision():
+        yield
 
 
-class Case:
-    """A detector, a pass over one picture, and candidates at its corners and in between."""
+class Case(Seen):
+    """With candidates at the picture's corners and in between."""
 
     def __init__(self, architecture: str) -> None:
-        self.model = random_model(architecture)
-        self.detector: TorchvisionDetector = wrap(self.model, LABELS, background=True)
-        # Padded to 96 x 128: the last row and column of the finest level lie on the padding.
-        ((_, batch),) = self.detector.prepare([random_image(90, 118)])
-        self.forward: Forward = self.detector.forward(batch, keep=True)
+        super().__init__(architecture)
         count = len(self.detector.candidates(self.forward, 0).scores)
         if "anchors" in self.forward.extra:
             sizes = [level.shape[2] * level.shape[3] for level in self.forward.levels.values()]
@@ -81,58 +66,21 @@ class Case:
         """The layer's whole map (C, H, W) and each target's gradient, one backward pass per scalar."""
         key = (layer, pick, exact)
         if key not in self.known:
-            self.known[key] = self._reference(layer, pick, level, exact=exact)
+            candidate, label = int(self.candidates[pick]), int(self.labels[pick])
+            self.known[key] = self.gradients(layer, candidate, label, level, TARGETS, exact=exact)
         return self.known[key]
-
-    def _reference(self, layer: str, pick: int, level: int, *, exact: bool) -> tuple[Tensor, list[Tensor]]:
-        dense = hasattr(self.model, "head")
-        model, norms = held(self.model) if dense and not exact else (self.model, [])
-        pixels = self.forward.batch.pixels
-        proposals = self.forward.extra.get("proposals", [None])[0]
-        if norms:
-            outputs_of(model, pixels, OrderedDict(self.forward.levels), proposals)  # records the statistics
-        for norm in norms:
-            norm.recording = False
-        candidate, label = int(self.candidates[pick]), int(self.labels[pick])
-        if layer == "roi":
-            proposals = proposals[candidate : candidate + 1]
-            candidate = 0
-            size = (pixels.shape[2], pixels.shape[3])
-            leaf = model.roi_heads.box_roi_pool(self.forward.levels, [proposals], [size]).requires_grad_()
-            scores, boxes, logits = region_outputs_of(model, leaf, proposals)
-        else:
-            levels = OrderedDict(self.forward.levels)
-            if layer == "level":
-                name = list(levels)[level]
-                leaf = levels[name].clone().requires_grad_()
-                levels[name] = leaf
-            else:
-                leaf = self.forward.stages[layer].clone().requires_grad_()
-                levels = full_levels(model, self.forward.stages, layer, leaf)
-            scores, boxes, logits = all_outputs_of(model, pixels, levels, proposals)
-            if dense:
-                scores, logits = scores[:, 1:], logits[:, 1:]
-        gradients = []
-        for target, score in TARGETS:
-            values = logits if score == "logit" else scores
-            value = scalar_of(target.replace("class:gamma", "class#2"), values, boxes, candidate, label)
-            (gradient,) = torch.autograd.grad(value, leaf, retain_graph=True, materialize_grads=True)
-            gradients.append(gradient[0])
-        return leaf.detach()[0], gradients
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURE_NAMES)
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
-    torch.set_default_dtype(torch.float64)
-    yield Case(request.param)
-    torch.set_default_dtype(torch.float32)
+    with double_precision():
+        yield Case(request.param)
 
 
 @pytest.fixture(scope="module")
 def fcos() -> Iterator[Case]:
-    torch.set_default_dtype(torch.float64)
-    yield Case("fcos")
-    torch.set_default_dtype(torch.float32)
+    with double_precision():
+        yield Case("fcos")
 
 
 def _compare(case: Case, layers: Sequence[str], smoothing: float, *, exact: bool = False) -> None:

@@ -18,6 +18,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from builders import LABELS, encoded, random_image, random_model, write_recipe
+from reference_parts import double_precision
 from slow_reference import full_levels, held, outputs_of, scalar_of
 from whybox.detectors.base import Detections, Detector
 from whybox.detectors.torchvision import TorchvisionDetector, wrap
@@ -246,13 +247,11 @@ def slow_saliency(
 
 @pytest.fixture(params=ARCHITECTURES)
 def detector(request: pytest.FixtureRequest) -> Iterator[TorchvisionDetector]:
-    """In double precision, so that rounding hides no wrong gradient."""
-    torch.set_default_dtype(torch.float64)
-    model = random_model(request.param)
-    if request.param == "fcos":
-        nn.init.constant_(model.head.regression_head.bbox_reg.bias, 3.0)  # no box without an area
-    yield wrap(model, LABELS, background=True)
-    torch.set_default_dtype(torch.float32)
+    with double_precision():
+        model = random_model(request.param)
+        if request.param == "fcos":
+            nn.init.constant_(model.head.regression_head.bbox_reg.bias, 3.0)  # no box without an area
+        yield wrap(model, LABELS, background=True)
 
 
 TARGETS = ("class", "class:gamma", "x1", "y2")

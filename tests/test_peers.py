@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from builders import LABELS, random_image, random_model
 from peer_libraries import xaitk
+from reference_parts import double_precision
 from whybox.detectors.base import Detections, Forward, PostProcessing
 from whybox.detectors.torchvision import TorchvisionDetector, wrap
 from whybox.methods import METHODS
@@ -31,9 +32,8 @@ HEIGHT, WIDTH = 96, 128  # multiples of 32: no padding to tell apart
 
 @pytest.fixture(autouse=True)
 def _double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+    with double_precision():
+        yield
 
 
 class Case:

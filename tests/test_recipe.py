@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from builders import write_recipe
+from builders import ARCHITECTURE_NAMES, random_image, write_recipe
 from whybox.archives import build
 from whybox.describe import describe
 from whybox.detectors.registry import load_detector
+from whybox.engine import Engine
 from whybox.recipe import RecipeError, dump_recipe, read_recipe
 
 STORE = Path(__file__).parent.parent / "model_store"
@@ -109,6 +110,25 @@ def test_methods_that_do_not_fit_are_refused_when_building(
         describe(recipe, detector)
     with pytest.raises(RecipeError, match=words):
         build(path, tmp_path)
+
+
+def test_pictures_that_would_vanish_are_refused_when_building(tmp_path: Path) -> None:
+    # The demo networks' input is 640 px at most: 1 x 5000 would have no row left.
+    thin = {"input": {"max_aspect": 5000}}
+    with pytest.raises(RecipeError, match=r"input\.max_aspect: expected at most 639, .*; got 5000"):
+        build(write_recipe(tmp_path, "retinanet", **thin), tmp_path)
+    thin["input"]["max_side"] = 639  # so that no picture is thinner
+    assert build(write_recipe(tmp_path, "retinanet", **thin), tmp_path).is_file()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURE_NAMES)
+def test_the_thinnest_pictures_that_may_come_can_be_taken(tmp_path: Path, architecture: str) -> None:
+    path = write_recipe(tmp_path, architecture, input={"max_aspect": 639})
+    engine = Engine.load(read_recipe(path), tmp_path / f"{architecture}-random.safetensors")
+    thinnest = [
+        random_image(*size) for side in (1, 7, 10) for size in [(side, 639 * side), (639 * side, side)]
+    ]
+    assert [found.boxes.isfinite().all() for found in engine.detector.detect(thinnest)]
 
 
 def test_building_needs_weights(tmp_path: Path) -> None:

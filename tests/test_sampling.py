@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import time
 from collections.abc import Iterator
@@ -95,7 +96,8 @@ def asked(**fields: Any) -> explainer_pb2.ExplainRequest:
     params = fields.pop("params", {})
     fields.setdefault("select", types_pb2.Select(max_detections=5))
     fields.setdefault("targets", ["x1", "class"])
-    request = explainer_pb2.ExplainRequest(image=PICTURE, method="toss", **fields)
+    fields = {"image": PICTURE, "method": "toss", **fields}
+    request = explainer_pb2.ExplainRequest(**fields)
     request.params.update(params)
     request.output.encoding = "f32"
     if not request.output.HasField("max_side"):
@@ -300,42 +302,72 @@ class TestBrokenChunks:
         return worker_pb2.SampleRequest(explain=asked(), **{**fields, **change})
 
     @pytest.mark.parametrize(
-        "change",
+        ("change", "words"),
         [
-            {"state": b""},
-            {"state": b"no tensors"},
-            {"state": safetensors.torch.save({"bias": torch.ones(2)})},  # no detections
-            {"group": 2},
-            {"groups": 0},
-            {"groups": 6},
-            {"count": 0},
+            ({"state": b""}, "state cannot be read"),
+            ({"state": b"no tensors"}, "state cannot be read"),
+            ({"state": safetensors.torch.save({"bias": torch.ones(2)})}, "state cannot be read"),
+            ({"groups": 0}, "state cannot be read"),
+            ({"groups": 6}, "state cannot be read"),
+            ({"group": 2}, "not one of a plan"),
+            ({"count": 0}, "not one of a plan"),
         ],
     )
-    def test_it_is_refused(self, engine: Engine, change: dict[str, Any]) -> None:
+    def test_it_is_refused(self, engine: Engine, change: dict[str, Any], words: str) -> None:
         error = answered(engine, sample=self.piece(engine, **change)).error
         assert error.type == "invalid_request"
-        assert "state cannot be read" in error.message
+        assert words in error.message
 
     @pytest.mark.parametrize(
-        "change",
+        ("method", "params", "change"),
         [
-            {"detections.boxes": torch.ones(2, 4)},
-            {"detections.boxes": torch.ones(5, 3)},
-            {"detections.class_scores": torch.ones(5, 1)},
-            {"detections.scores": torch.ones(5, dtype=torch.int64)},
-            {"detections.labels": torch.ones(5)},
-            {"detections.labels": torch.full((5,), 4)},
-            {"detections.labels": torch.full((5,), -1)},
-            {"shared": None},
+            ("toss", {}, {"detections.boxes": torch.ones(2, 4)}),
+            ("toss", {}, {"detections.scores": torch.full((5,), math.nan)}),
+            ("toss", {}, {"detections.labels": torch.full((5,), 4)}),
+            ("toss", {}, {"shared": None}),
+            ("mask_out", {}, {"unmasked": torch.full((5, 1), math.nan)}),
+            ("mask_out", {}, {"unmasked": torch.ones(5, 2)}),
+            ("odsmoothgrad", {}, {"held.candidates": torch.full((5,), 10**6)}),
+            ("odsmoothgrad", {}, {"held.candidates": torch.full((5,), -1)}),
+            ("odsmoothgrad", {}, {"held.candidates": torch.zeros(5)}),
+            ("odsmoothgrad", {}, {"range": torch.full((3,), math.inf)}),
+            ("odsmoothgrad", {"matching": "output"}, {"detections.boxes": torch.full((5, 4), math.nan)}),
         ],
     )
-    def test_tensors_that_do_not_fit_are_refused(
-        self, engine: Engine, change: dict[str, torch.Tensor | None]
+    def test_other_tensors_than_the_plan_gave_are_refused(
+        self, engine: Engine, method: str, params: dict[str, Any], change: dict[str, torch.Tensor | None]
     ) -> None:
-        state = safetensors.torch.load(self.piece(engine).state) | change
-        state = {name: tensor for name, tensor in state.items() if tensor is not None}
-        error = answered(engine, sample=self.piece(engine, state=safetensors.torch.save(state))).error
-        assert error.type == "invalid_request"
+        request = asked(method=method, targets=["class"], params=params)
+        plan = answered(engine, plan=request).plan
+        digest, written = plan.state[:32], plan.state[32:]
+        state = safetensors.torch.load(written)
+        assert set(change) <= set(state)
+        changed = {name: tensor for name, tensor in (state | change).items() if tensor is not None}
+        piece = worker_pb2.SampleRequest(
+            explain=request,
+            state=digest + safetensors.torch.save(changed),
+            count=min(plan.round_samples, plan.samples),
+            groups=plan.groups,
+        )
+        error = answered(engine, sample=piece).error
+        assert (error.type, error.field) == ("invalid_request", "state")
+        assert "state cannot be read" in error.message
+        piece.state = plan.state
+        assert answered(engine, sample=piece).WhichOneof("result") == "sample"
+
+    def test_a_state_is_that_of_its_request_and_model_alone(self, engine: Engine) -> None:
+        plan = answered(engine, plan=asked()).plan
+        others = [
+            asked(params={"samples": 13}),
+            asked(seed=1),
+            asked(select=types_pb2.Select(max_detections=4)),
+            asked(image=encoded(random_image(64, 80, seed=4))),
+        ]
+        for request in others:
+            piece = worker_pb2.SampleRequest(explain=request, state=plan.state, count=3, groups=plan.groups)
+            assert answered(engine, sample=piece).error.field == "state"
+        newer = Engine(dataclasses.replace(engine.recipe, version="2.0"), engine.detector)
+        assert answered(newer, sample=self.piece(engine)).error.field == "state"
 
     @pytest.mark.parametrize("method", ["mask_out", "odsmoothgrad"])
     def test_samples_that_there_are_not_are_refused(self, engine: Engine, method: str) -> None:
@@ -362,6 +394,41 @@ def test_a_client_that_has_left_ends_the_work_between_chunks(engine: Engine) -> 
     question = question_of(engine, patience=Patience(deadline=time.time() - 1))
     with pytest.raises(NobodyWaitsError):
         METHODS["toss"].explain(engine.detector, question)
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("d_rise", {"samples": 8, "score_threshold": 0.0}),
+        ("mask_out", {"score_threshold": 0.0}),
+        ("odsmoothgrad", {"matching": "output", "samples": 1}),
+    ],
+)
+def test_soft_nms_of_changed_pictures_looks_whether_anybody_waits(
+    engine: Engine, method: str, params: dict[str, Any]
+) -> None:
+    looks: list[None] = []
+
+    class Watched(Patience):
+        def check(self) -> None:
+            looks.append(None)
+
+    def looked(nms: str) -> int:
+        settings = dataclasses.replace(
+            engine.detector.defaults, score_threshold=0.0, nms=nms, sigma=0.5, final_threshold=0.0
+        )
+        described = {param.name: param.default for param in METHODS[method].params}
+        question = dataclasses.replace(
+            question_of(engine, patience=Watched(), settings=settings),
+            targets=("class",),
+            layer="image" if method == "d_rise" else "",
+            params={**described, **params},
+        )
+        looks.clear()
+        METHODS[method].explain(engine.detector, question)
+        return len(looks)
+
+    assert looked("soft") > looked("iou")
 
 
 class TestGenerator:

@@ -9,6 +9,15 @@ from typing import Any
 from whybox.detectors.base import Detector, WhiteBoxDetector
 from whybox.diagnosis import read_shifts
 from whybox.images import FORMATS
+from whybox.inversion.settings import (
+    MAX_OBJECTS,
+    MAX_PIXELS,
+    MIN_SIDE,
+    PARAMS,
+    PRESETS,
+    preset,
+    struct_of,
+)
 from whybox.methods import METHODS
 from whybox.methods.base import Method, Param, ParamValue
 from whybox.metrics.measures import MEASURES
@@ -25,14 +34,20 @@ def describe(recipe: Recipe, detector: Detector) -> types_pb2.Model:
     """Describe a model.
 
     Raises:
-        RecipeError: if the recipe names methods, layers or parameters that there are not, or records a shift
-            that cannot be.
+        RecipeError: if the recipe names methods, layers or parameters that there are not, records a shift
+            that cannot be, or takes pictures of which nothing is left when they are scaled.
     """
     for name, chosen in recipe.methods.items():
         if name not in METHODS:
             raise RecipeError(f"methods: expected one of {', '.join(METHODS)}; got {name!r}")
         if not isinstance(chosen, Mapping):
             raise RecipeError(f"methods.{name}: expected a mapping; got {chosen!r}")
+    most = detector.max_aspect
+    if most is not None and min(recipe.input.max_aspect, recipe.input.max_side) > most:
+        raise RecipeError(
+            f"input.max_aspect: expected at most {most}, as thinner pictures vanish when they are scaled to "
+            f"this network's input; got {recipe.input.max_aspect}"
+        )
     defaults = detector.defaults
     model = types_pb2.Model(
         name=recipe.name,
@@ -68,6 +83,8 @@ def describe(recipe: Recipe, detector: Detector) -> types_pb2.Model:
                     name=layer.name, kind=layer.kind, channels=layer.channels, stride=layer.stride
                 )
             )
+        if detector.stages:
+            model.inversion.CopyFrom(describe_inversion(detector))
     model.spatial_shifts.extend(read_shifts(recipe.diagnosis, [layer.name for layer in model.layers]))
     return model
 
@@ -112,7 +129,8 @@ def _describe_method(method: Method, layers: list[str], chosen: dict[str, Any]) 
         name=method.name,
         description=method.description,
         params=[
-            _describe_param(method, param, chosen.get(param.name, param.default)) for param in method.params
+            describe_param(f"methods.{method.name}", param, chosen.get(param.name, param.default))
+            for param in method.params
         ],
         targets=method.targets,
         layers=layers,
@@ -122,21 +140,26 @@ def _describe_method(method: Method, layers: list[str], chosen: dict[str, Any]) 
     )
 
 
-def _describe_param(method: Method, param: Param, value: ParamValue) -> types_pb2.Parameter:
+def describe_param(where: str, param: Param, value: ParamValue) -> types_pb2.Parameter:
+    """Describe a parameter whose value is `value` where none is asked for.
+
+    Raises:
+        RecipeError: if it cannot have this value; `where` says whose it is.
+    """
     kind = type(param.default)
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        raise RecipeError(f"methods.{method.name}.{param.name}: expected {_TYPES[kind]}; got {value!r}")
+        raise RecipeError(f"{where}.{param.name}: expected {_TYPES[kind]}; got {value!r}")
     if isinstance(value, float | int) and not isinstance(value, bool):
         low = -math.inf if param.minimum is None else param.minimum
         high = math.inf if param.maximum is None else param.maximum
         if not low <= value <= high:
             wanted = f"expected a number from {low:g} to {high:g}; got {value:g}"
-            raise RecipeError(f"methods.{method.name}.{param.name}: {wanted}")
+            raise RecipeError(f"{where}.{param.name}: {wanted}")
     if param.choices and value not in param.choices:
         wanted = f"expected one of {', '.join(param.choices)}; got {value!r}"
-        raise RecipeError(f"methods.{method.name}.{param.name}: {wanted}")
+        raise RecipeError(f"{where}.{param.name}: {wanted}")
     described = types_pb2.Parameter(
         name=param.name,
         type=_TYPES[kind],
@@ -151,4 +174,19 @@ def _describe_param(method: Method, param: Param, value: ParamValue) -> types_pb
         described.default_value.string_value = value
     else:
         described.default_value.number_value = value
+    return described
+
+
+def describe_inversion(detector: WhiteBoxDetector) -> types_pb2.Invertible:
+    """Describe what layout inversion takes, with the detector's own presets."""
+    described = types_pb2.Invertible(
+        params=[describe_param("inversion", param, param.default) for param in PARAMS],
+        max_pixels=MAX_PIXELS,
+        min_side=MIN_SIDE,
+        max_objects=MAX_OBJECTS,
+        masks=detector.masks,
+    )
+    for name, description in PRESETS.items():
+        params = struct_of(preset(name, detector))
+        described.presets.add(name=name, description=description, params=params)
     return described

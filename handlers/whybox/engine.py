@@ -22,6 +22,7 @@ from whybox.detectors.registry import load_detector
 from whybox.explaining import Explaining
 from whybox.finding import find
 from whybox.images import decode_image
+from whybox.inverting import Inverting, check_advance
 from whybox.measuring import Measuring
 from whybox.methods.base import Map, Question
 from whybox.nms import needs_maps
@@ -37,7 +38,7 @@ from whybox_proto.v1 import explainer_pb2, types_pb2, worker_pb2
 
 logger = logging.getLogger(__name__)
 
-OPERATIONS = ("detect", "explain", "plan", "sample", "measure")
+OPERATIONS = ("detect", "explain", "plan", "sample", "measure", "advance")
 """Of a worker's request, besides ``describe``."""
 
 Watch = Callable[[int, str, float], None]
@@ -61,7 +62,7 @@ class _Job:
 
     @property
     def asked(self) -> Request:
-        """What is asked of the detector, in the client's own words; not of a measure request."""
+        """What is asked of the detector, in the client's own words; not of a measure or advance request."""
         asked: Request = (
             self.request.sample.explain
             if self.operation == "sample"
@@ -72,7 +73,11 @@ class _Job:
     @property
     def encoded(self) -> bytes:
         """The picture, as it came."""
-        encoded: bytes = self.request.measure.image if self.operation == "measure" else self.asked.image
+        if self.operation == "measure":
+            measured: bytes = self.request.measure.image
+            return measured
+        asked = self.request.advance.inversion if self.operation == "advance" else self.asked
+        encoded: bytes = asked.image
         return encoded
 
     def fail(self, error: Exception) -> None:
@@ -110,6 +115,7 @@ class Engine:
         self.model = describe(recipe, detector)
         self._explaining = Explaining(recipe, detector, self.model)
         self._measuring = Measuring(detector, recipe.workers.memory_mb * MIB)
+        self._inverting = Inverting(detector, self.model)
         self._departures = Departures.from_environment()
 
     @classmethod
@@ -154,6 +160,8 @@ class Engine:
                 _guard(job, self._sample)
             elif job.operation == "measure":
                 _guard(job, self._measure)
+            elif job.operation == "advance":
+                _guard(job, self._advance)
         ready = [job for job in jobs if job.reply is None]
         try:
             self._run_together(ready)
@@ -172,11 +180,14 @@ class Engine:
         job.patience.check()
         if job.operation == "measure":
             check_measure(job.request.measure, self.model)
+        elif job.operation == "advance":
+            check_advance(job.request.advance, self.model)
         elif isinstance(job.asked, explainer_pb2.ExplainRequest):
             check_explain(job.asked, self.model)
         else:
             check_detect(job.asked, self.model)
-        job.image = decode_image(job.encoded, self.recipe.input)
+        if job.encoded or job.operation != "advance":  # an inversion may start from nothing
+            job.image = decode_image(job.encoded, self.recipe.input)
         job.timed("decode", time.perf_counter() - started)
 
     def _sample(self, job: _Job) -> None:
@@ -190,6 +201,12 @@ class Engine:
         if job.reply is None and job.image is not None:
             taken = self._measuring.answer(job.request.measure, job.image, job.patience)
             job.reply = worker_pb2.WorkerReply(measure=taken)
+
+    def _advance(self, job: _Job) -> None:
+        """Do one step of an inversion."""
+        if job.reply is None:
+            answer = self._inverting.answer(job.request.advance, job.image, job.patience)
+            job.reply = worker_pb2.WorkerReply(advance=answer)
 
     def _run_together(self, jobs: Sequence[_Job]) -> None:
         """Share forward passes between requests, then finish each alone."""

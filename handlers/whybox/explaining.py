@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from typing import Any
 
-import safetensors.torch
-import torch
 from torch import Tensor
 
 from whybox.detectors.base import Detections, Forward, WhiteBoxDetector
@@ -16,7 +13,9 @@ from whybox.diagnosis import shift_warning
 from whybox.methods import METHODS
 from whybox.methods.base import Map, Method, ParamValue, Question
 from whybox.methods.sampling import SamplingMethod, Task, plan_message, sums_message
+from whybox.parameters import value_of
 from whybox.patience import Patience
+from whybox.plan_state import seal, unseal
 from whybox.recipe import MIB, Recipe
 from whybox.selection import settings_of
 from whybox_proto import maps as wire_maps
@@ -123,11 +122,7 @@ class Explaining:
         message = plan_message(plan, question)
         found = question.detections
         own = {_OWN + name: getattr(found, name) for name in Detections.__dataclass_fields__}
-        state = {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in {**plan.state, **own}.items()
-        }
-        message.state = safetensors.torch.save(state)
+        message.state = seal({**plan.state, **own}, self._model, request, plan.groups)
         if message.ByteSize() > MAX_RESPONSE_BYTES:
             raise ContractError(
                 "response_too_large",
@@ -141,23 +136,26 @@ class Explaining:
     def sample(
         self, request: worker_pb2.SampleRequest, picture: Tensor, patience: Patience
     ) -> worker_pb2.Sums:
-        """Work on one chunk of a plan."""
+        """Work on one chunk of a plan.
+
+        Raises:
+            ContractError: `invalid_argument` for a method that draws no samples, `invalid_request` for a
+                chunk or a state that no plan of this request has.
+        """
         asked = request.explain
         method = self._method(asked)
         if not isinstance(method, SamplingMethod):
             raise ContractError("invalid_argument", f"{method.name} draws no samples", field="method")
-        try:
-            state = safetensors.torch.load(request.state)
-            found = _detections(state, len(self._detector.labels))
-            groups = int(request.groups)
-            chunk = Chunk(0, request.first, request.count, request.group)
-            if not 0 <= chunk.group < groups <= max(1, len(found)) or not chunk.count:
-                raise ValueError("the chunk is not one of a plan")
-        except (safetensors.SafetensorError, KeyError, ValueError) as error:
-            raise ContractError("invalid_request", f"the plan's state cannot be read: {error}") from error
-        found = found.to(self._detector.device)
-        own = _State({name: value.to(self._detector.device) for name, value in state.items()})
-        task = Task.of(found, own, groups, chunk, **self._asked(asked, picture, patience))
+        groups = int(request.groups)
+        state = {
+            name: tensor.to(self._detector.device)
+            for name, tensor in unseal(request.state, self._model, asked, groups).items()
+        }
+        chunk = Chunk(0, request.first, request.count, request.group)
+        if chunk.group >= groups or not chunk.count:
+            raise ContractError("invalid_request", "the chunk is not one of a plan")
+        found = Detections(**{name: state[_OWN + name] for name in Detections.__dataclass_fields__})
+        task = Task.of(found, state, groups, chunk, **self._asked(asked, picture, patience))
         return sums_message(method.sample(self._detector, task), task, method.name, len(found))
 
     def _asked(
@@ -181,34 +179,6 @@ class Explaining:
         return METHODS[find_method(request, self._model).name]
 
 
-class _State(dict[str, Tensor]):
-    """A plan's state; a tensor that it lacks is the request's fault, since whoever sent it made it."""
-
-    def __missing__(self, name: str) -> Tensor:
-        raise ContractError("invalid_request", f"the plan's state cannot be read: it lacks {name!r}")
-
-
-def _detections(state: Mapping[str, Tensor], classes: int) -> Detections:
-    """Read the detections of a plan's state.
-
-    Raises:
-        KeyError: if a part of them is missing.
-        ValueError: if the parts are not those of the same detections, of so many classes.
-    """
-    parts = {name: state[_OWN + name] for name in Detections.__dataclass_fields__}
-    whole = {"labels", "candidates"}
-    for name, part in parts.items():
-        shape = (parts["scores"].numel(), *{"boxes": (4,), "class_scores": (classes,)}.get(name, ()))
-        if part.shape != shape or (
-            part.dtype != torch.int64 if name in whole else not part.is_floating_point()
-        ):
-            raise ValueError(f"{_OWN}{name} is not of the shape and type of {shape[0]} detections")
-    found = Detections(**parts)
-    if bool(((found.labels < 0) | (found.labels >= classes)).any()):
-        raise ValueError(f"{_OWN}labels are not from 0 to {classes - 1}")
-    return found
-
-
 def _encode(made: Map, encoding: str) -> types_pb2.HeatMap:
     heat_map = types_pb2.HeatMap(
         region=made.region, signed=made.signed, samples=made.samples, standard_error=made.standard_error
@@ -219,13 +189,5 @@ def _encode(made: Map, encoding: str) -> types_pb2.HeatMap:
 
 def _params(described: types_pb2.Method, request: explainer_pb2.ExplainRequest) -> dict[str, ParamValue]:
     """Every parameter of a method: what was asked for, else the model's default."""
-    params: dict[str, ParamValue] = {}
-    for param in described.params:
-        value = request.params.fields.get(param.name, param.default_value)
-        if param.type == "boolean":
-            params[param.name] = value.bool_value
-        elif param.type == "string":
-            params[param.name] = value.string_value
-        else:
-            params[param.name] = int(value.number_value) if param.type == "integer" else value.number_value
-    return params
+    asked = request.params.fields
+    return {p.name: value_of(p, asked.get(p.name, p.default_value)) for p in described.params}

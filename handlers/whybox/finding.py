@@ -57,7 +57,7 @@ def find(
         image: position of the picture in that pass.
         settings: of post-processing.
         explain: give reasons for what was dropped.
-        between: called between parts of the work on heat maps; may raise to stop it.
+        between: called between parts of Odam-NMS and of Soft-NMS; may raise to stop it.
     """
     candidates, frame = detector.candidates(forward, image), forward.batch.frames[image]
     found = detector.contenders(candidates, frame, settings)
@@ -65,7 +65,13 @@ def find(
         correlation(detector, forward, image, found, between=between) if needs_maps(settings) else None
     )
     verdict = suppress(
-        found.boxes, found.scores, found.labels, settings, correlate=correlate, explain=explain
+        found.boxes,
+        found.scores,
+        found.labels,
+        settings,
+        correlate=correlate,
+        explain=explain,
+        between=between,
     )
     detections = detections_of(candidates, found, verdict, frame, settings)
     return Finding(candidates, found, verdict, detections, frame, settings)

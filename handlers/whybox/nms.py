@@ -32,8 +32,12 @@ KINDS: dict[str, tuple[str, ...]] = {
 Correlate = Callable[[Tensor, Tensor], Tensor]
 """Correlations of heat maps: float (a, b), of boxes at positions int64 (a,) with those at (b,)."""
 
-_BLOCK = 128
-"""Boxes that Odam-NMS looks at together."""
+_BLOCK, _LARGEST_BLOCK = 128, 512
+"""Boxes that Odam-NMS looks at together: few, lest more maps are made than the answer takes; many, as a tap
+is made anew for each block."""
+
+_PICKS = 128
+"""Boxes that Soft-NMS takes between two looks at whether anybody still waits."""
 
 _BLOCK_CELLS = 1 << 21
 """Pairs of boxes that are looked at together: bounds the memory of what would grow with N²."""
@@ -90,6 +94,7 @@ def suppress(
     *,
     correlate: Correlate | None = None,
     explain: bool = False,
+    between: Callable[[], None] = lambda: None,
 ) -> Verdict:
     """Choose which boxes stay.
 
@@ -101,6 +106,8 @@ def suppress(
         correlate: of the boxes' heat maps, where `needs_maps`.
         explain: give reasons, of all that were dropped. Without, only the `max_detections` best of those that
             stay are sure to be given.
+        between: called between parts of Soft-NMS, which goes through its boxes one by one; may raise to stop
+            it. What makes heat maps has its own; see `whybox.odam_nms.correlation`.
 
     Raises:
         ValueError: for another kind, or if correlations are needed and none are given.
@@ -108,7 +115,7 @@ def suppress(
     if settings.nms not in KINDS:
         raise ValueError(f"nms is one of {', '.join(KINDS)}; got {settings.nms!r}")
     if settings.nms == "soft":
-        return soft(boxes, scores, labels, settings.sigma, settings.final_threshold)
+        return soft(boxes, scores, labels, settings.sigma, settings.final_threshold, between=between)
     if settings.nms == "none":
         kept = torch.argsort(scores, descending=True, stable=True)
         none = scores.new_zeros(0, dtype=torch.float64)
@@ -154,8 +161,9 @@ def odam(
     The paper compares IoU >= `iou_threshold`; here an IoU at the threshold counts as torchvision's greedy NMS
     counts it, so that thresholds of -1 and 1 make the two equal.
 
-    Boxes are looked at in blocks, best first, and correlated a block at a time. With a `limit` the work ends
-    when so many are kept: the first `limit` of them are the same as without, and the rest needs no maps.
+    Boxes are looked at in blocks, best first, and correlated a block at a time; see `_block`. With a `limit`
+    the work ends when so many are kept: the first `limit` of them are the same as without, and the rest needs
+    no maps.
 
     Source: Zhao and Chan, "ODAM", ICLR 2023, section 3.3 and algorithm 1.
     """
@@ -165,12 +173,12 @@ def odam(
     kept: list[int] = []
     seen = 0
     while seen < count and (limit is None or len(kept) < limit):
-        block = order[seen : seen + _BLOCK]
+        block = order[seen : seen + _block(limit, len(kept), seen)]
         pool = torch.cat([order.new_tensor(kept), block])  # whatever could drop a member of the block
         drops, overlaps, alike = _judge(
             boxes, labels, correlate, block, pool, (iou_threshold, corr_high, corr_low)
         )
-        places, rivals, before = chosen[seen : seen + _BLOCK], pool.cpu().numpy(), len(kept)
+        places, rivals, before = chosen[seen : seen + len(block)], pool.cpu().numpy(), len(kept)
         stays = np.ones(len(rivals), bool)
         for row, place in enumerate(places):
             hits = drops[row, : before + row] & stays[: before + row]
@@ -186,6 +194,13 @@ def odam(
     rules = tuple("same_object" if iou > iou_threshold else "same_evidence" for iou in ious[dropped].tolist())
     stay = order.new_tensor(kept)
     return Verdict(stay, scores[stay], _reasons(dropped, by, ious, correlations, rules, scores.device))
+
+
+def _block(limit: int | None, kept: int, seen: int) -> int:
+    """Return how many boxes to look at next: as many as seem to be needed, going by those seen so far."""
+    most = min(_LARGEST_BLOCK, _BLOCK_CELLS // (kept + _LARGEST_BLOCK))
+    needed = most if limit is None else -(-(limit - kept) * max(1, seen) // max(1, kept))
+    return max(_BLOCK, min(needed, most))
 
 
 def _judge(
@@ -215,11 +230,20 @@ def _judge(
     return drops, overlaps, alike
 
 
-def soft(boxes: Tensor, scores: Tensor, labels: Tensor, sigma: float, final_threshold: float) -> Verdict:
+def soft(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    sigma: float,
+    final_threshold: float,
+    *,
+    between: Callable[[], None] = lambda: None,
+) -> Verdict:
     """Soft-NMS: a box's score falls by exp(-IoU² / `sigma`) with each better one that stays.
 
     The best of what is left is taken, the others decay, and so on, until the best of what is left scores
     below `final_threshold`: it and the others go. The reason of each is the box that overlapped it most.
+    `between` is called after every `_PICKS` boxes, and may raise.
 
     Source: Bodla et al., "Soft-NMS: improving object detection with one line of code", ICCV 2017, equation 3.
     """
@@ -228,6 +252,7 @@ def soft(boxes: Tensor, scores: Tensor, labels: Tensor, sigma: float, final_thre
     decayed = scores.double().cpu().numpy().copy()
     by, ious = np.full(count, -1), np.zeros(count)
     stays = np.zeros(count, bool)
+    taken = 0
     for members in _classes(labels, best_first):
         places = members.cpu().numpy()
         corners = boxes[members].cpu()
@@ -237,6 +262,9 @@ def soft(boxes: Tensor, scores: Tensor, labels: Tensor, sigma: float, final_thre
             best = int(np.where(waiting, left, -np.inf).argmax())
             if left[best] < final_threshold:
                 break
+            taken += 1
+            if taken % _PICKS == 0:
+                between()
             waiting[best] = False
             overlap = _overlaps(corners[best : best + 1], corners)[0].numpy()
             left[waiting] *= np.exp(-(overlap[waiting] ** 2) / sigma)

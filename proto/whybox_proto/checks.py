@@ -53,7 +53,7 @@ def check_explain(request: explainer_pb2.ExplainRequest, model: types_pb2.Model)
     method = find_method(request, model)
     _check_targets(request.targets, method, model)
     _check_layer(request.layer, method)
-    _check_params(request.params, method)
+    check_params(request.params, method.params)
     if request.HasField("budget"):
         if not method.sampling:
             raise ContractError(
@@ -145,10 +145,10 @@ def check_truth(truth: types_pb2.Layout | None, model: types_pb2.Model) -> None:
         field = f"truth.objects[{i}]"
         if thing.label not in model.labels:
             raise unknown_name("unknown_label", "label", thing.label, model.labels, field=f"{field}.label")
-        _check_truth_box(thing.box, field=f"{field}.box", size=(truth.width, truth.height))
+        check_given_box_inside(thing.box, field=f"{field}.box", size=(truth.width, truth.height))
         for name in ("mask", "evidence"):
             if counts := getattr(thing, name):
-                _check_mask(counts, truth, field=f"{field}.{name}")
+                check_mask(counts, truth, field=f"{field}.{name}")
 
 
 def check_same_size(truth: types_pb2.Layout, width: int, height: int) -> None:
@@ -220,7 +220,8 @@ def _check_not_expected(select: types_pb2.Select, *, field: str) -> None:
         )
 
 
-def _check_mask(counts: str, truth: types_pb2.Layout, *, field: str) -> None:
+def check_mask(counts: str, truth: types_pb2.Layout, *, field: str) -> None:
+    """Check that a mask is one of a picture of the layout's size."""
     from whybox_proto import rle  # brings NumPy, which the gateway starts without
 
     try:
@@ -244,7 +245,7 @@ def _check_given_box(box: Sequence[float], *, field: str) -> None:
     check_box(box, field=field)
 
 
-def _check_truth_box(box: Sequence[float], *, field: str, size: tuple[int, int]) -> None:
+def check_given_box_inside(box: Sequence[float], *, field: str, size: tuple[int, int]) -> None:
     """Check a box that must be there, and lie within a picture of `size` (width, height)."""
     _check_given_box(box, field=field)
     if min(box) < 0 or box[2] > size[0] or box[3] > size[1]:
@@ -461,8 +462,13 @@ def _check_layer(layer: str, method: types_pb2.Method) -> None:
             )
 
 
-def _check_params(params: struct_pb2.Struct, method: types_pb2.Method) -> None:
-    described = {p.name: p for p in method.params}
+def check_params(params: struct_pb2.Struct, known: Sequence[types_pb2.Parameter]) -> None:
+    """Check parameters against their descriptions.
+
+    Raises:
+        ContractError: with the path of the first at fault, below ``params``.
+    """
+    described = {p.name: p for p in known}
     for name, value in params.fields.items():
         field = f"params.{shorten(name)}"
         if name not in described:

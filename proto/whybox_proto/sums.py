@@ -10,14 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from whybox_proto import maps
+from whybox_proto.errors import ContractError
 from whybox_proto.v1 import types_pb2, worker_pb2
 
 Cells = NDArray[np.float64]
+# Of a group's maps, by detection and target: height, width, and whether each cell has its own weight.
+_Shapes: TypeAlias = dict[tuple[int, str], tuple[int, int, bool]]
 
 MAX_CELLS = 16 * 2**20
 """Of all maps of one answer together: adding them up takes 16 to 36 bytes a cell."""
@@ -130,6 +134,7 @@ class Totals:
     plan: worker_pb2.Plan
     _rounds: dict[int, int] = field(default_factory=dict)
     _waiting: dict[int, tuple[Chunk, worker_pb2.Sums]] = field(default_factory=dict)
+    _shapes: dict[int, _Shapes] = field(default_factory=dict)
     _totals: dict[tuple[int, str], _Total] = field(default_factory=dict)
 
     @property
@@ -150,6 +155,40 @@ class Totals:
     def samples_of(self, group: int) -> int:
         """Return the samples that the maps of a group hold."""
         return min(self._rounds.get(group, 0) * self.plan.round_samples, self.plan.samples)
+
+    def check(self, chunk: Chunk, sums: worker_pb2.Sums, detections: int, targets: Sequence[str]) -> int:
+        """Check that sums from elsewhere are those of a chunk, before anything is made of them.
+
+        They hold the maps of the chunk's group, each with all of its cells, and as many as in other rounds.
+
+        Args:
+            chunk: that was asked for.
+            sums: that came.
+            detections: of all groups.
+            targets: as asked for.
+
+        Returns:
+            Cells of all the group's maps where it is its first chunk that is checked; 0 for further ones.
+
+        Raises:
+            ContractError: `internal`, where they are not.
+        """
+        shapes: _Shapes = {}
+        for part in sums.sums:
+            shape = part.heat_map.height, part.heat_map.width
+            size = 4 * shape[0] * shape[1]
+            if not size or len(part.values) != size or len(part.weights) not in (0, size):
+                raise _strange("its bytes are not those of its cells")
+            shapes[part.heat_map.detection_index, part.heat_map.target] = *shape, bool(part.weights)
+        due = {(i, t) for i in members(detections, self.plan.groups, chunk.group) for t in targets}
+        if shapes.keys() != due or len(sums.sums) != len(due):
+            raise _strange("its maps are not those of its detections and targets")
+        if chunk.group in self._shapes:
+            if self._shapes[chunk.group] != shapes:
+                raise _strange("its maps have other cells than in another round")
+            return 0
+        self._shapes[chunk.group] = shapes
+        return sum(height * width for height, width, _ in shapes.values())
 
     def add(self, chunk: Chunk, sums: worker_pb2.Sums) -> bool:
         """Take a chunk's sums, in any order.
@@ -220,6 +259,10 @@ class Totals:
         if empty:
             said.append(f"no sample counted for {_detections(empty)}: maps of zeros")
         return said
+
+
+def _strange(why: str) -> ContractError:
+    return ContractError("internal", f"the worker's chunk of samples cannot be added up: {why}")
 
 
 def _detections(positions: Sequence[int]) -> str:

@@ -26,8 +26,9 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from whybox.detectors.proposals import Proposals
 from whybox.gaussian import smooth, smoothing_margin
 from whybox.nms import Correlate, Verdict, suppress
 
@@ -367,10 +368,13 @@ class Detector(ABC):
     Attributes:
         labels: the classes' names; `label_id` is a position in it.
         defaults: the post-processing that the model came with.
+        max_aspect: the longer side over the shorter one of the thinnest pictures of which something is left
+            when they are scaled; None where all pictures can be taken.
     """
 
     labels: tuple[str, ...]
     defaults: PostProcessing
+    max_aspect: int | None = None
 
     @property
     @abstractmethod
@@ -398,11 +402,16 @@ class WhiteBoxDetector(Detector):
         layers: the layers that can be tapped, by name.
         traces: it can be differentiated down to its pixels: it has `trace`.
         dense: a dense head says of each class, at every cell of its levels: it has `class_maps`.
+        stages: what `propose` returns, in order: ``dense``, or ``rpn`` and ``roi``; empty for a detector that
+            cannot be inverted.
+        masks: it has a mask for each detection, and `propose` says them.
     """
 
     layers: Mapping[str, Layer]
     traces: bool = False
     dense: bool = False
+    stages: tuple[str, ...] = ()
+    masks: bool = False
 
     @abstractmethod
     def prepare(self, images: Sequence[Tensor]) -> list[tuple[list[int], Batch]]:
@@ -440,6 +449,8 @@ class WhiteBoxDetector(Detector):
         frame: Frame,
         settings: PostProcessing,
         correlate: Correlate | None = None,
+        *,
+        between: Callable[[], None] = lambda: None,
     ) -> Detections:
         """Turn candidates into detections.
 
@@ -448,21 +459,31 @@ class WhiteBoxDetector(Detector):
             frame: where the picture sits in the network's input.
             settings: thresholds, limits and the suppression of duplicates.
             correlate: of the contenders' heat maps, for Odam-NMS; see `whybox.finding`.
+            between: called between parts of Soft-NMS; may raise to stop it.
 
         Raises:
             ValueError: if the settings ask for Odam-NMS and there are no correlations.
         """
         found = self.contenders(candidates, frame, settings)
-        verdict = suppress(found.boxes, found.scores, found.labels, settings, correlate=correlate)
+        verdict = suppress(
+            found.boxes, found.scores, found.labels, settings, correlate=correlate, between=between
+        )
         return detections_of(candidates, found, verdict, frame, settings)
 
-    def detections(self, forward: Forward, image: int, settings: PostProcessing) -> Detections:
+    def detections(
+        self,
+        forward: Forward,
+        image: int,
+        settings: PostProcessing,
+        *,
+        between: Callable[[], None] = lambda: None,
+    ) -> Detections:
         """Return the detections of one picture of a pass: `postprocess` of its `candidates`.
 
         A family overrides this where it can leave most candidates out.
         """
         frame = forward.batch.frames[image]
-        return self.postprocess(self.candidates(forward, image), frame, settings)
+        return self.postprocess(self.candidates(forward, image), frame, settings, between=between)
 
     @abstractmethod
     def tap(
@@ -530,6 +551,45 @@ class WhiteBoxDetector(Detector):
             NotImplementedError: if the detector cannot; see `traces`.
         """
         raise NotImplementedError(f"{type(self).__name__} keeps no graph down to its pixels")
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The network below its heads, for hooks that are taken off again.
+
+        Raises:
+            NotImplementedError: if the detector cannot be inverted; see `stages`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot be inverted")
+
+    def embed(self, picture: Tensor) -> Batch:
+        """Prepare a picture that is still being made, as `prepare` does, differentiably.
+
+        Args:
+            picture: float (3, H, W), RGB, 0 to 1.
+
+        Returns:
+            A batch of one.
+
+        Raises:
+            NotImplementedError: if the detector cannot be inverted; see `stages`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot be inverted")
+
+    def propose(self, batch: Batch, regions: Tensor | None = None) -> list[Proposals]:
+        """Run the network and keep the graph from its input to all that it says.
+
+        Args:
+            batch: of one picture, from `embed`.
+            regions: float (N, 4), network frame: take these, not its own, as the proposals of a two-stage
+                detector.
+
+        Returns:
+            For each of `stages`.
+
+        Raises:
+            NotImplementedError: if the detector cannot be inverted; see `stages`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot be inverted")
 
     def class_maps(self, forward: Forward, image: int, *, score: bool = False) -> list[Tensor]:
         """Lay the class outputs of a dense head out on the levels.

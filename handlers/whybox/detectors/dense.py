@@ -23,6 +23,9 @@ from torch import Tensor, nn
 
 from whybox.detectors.cells import Cells, gather
 
+FEW_CELLS = 3
+"""Windows of up to this side are convolved faster with their channels outermost, copies included."""
+
 
 @dataclass(frozen=True)
 class Tower:
@@ -83,6 +86,12 @@ class Tower:
             elif keep and isinstance(layer, nn.BatchNorm2d):
                 factors.append(_by_channel(layer, _running_scale(layer).expand(x.shape[0], -1)))
         return {name: conv(x) for name, conv in self.outputs.items()}, factors
+
+    @property
+    def entry(self) -> nn.Conv2d | None:
+        """The convolution that the tower starts with, if it does."""
+        first = self.layers[0] if self.layers else None
+        return first if isinstance(first, nn.Conv2d) else None
 
     @property
     def reach(self) -> int:
@@ -186,6 +195,7 @@ def pull_back(
     cells: Cells,
     seeds: Mapping[str, Tensor],
     places: Places,
+    stop: int = 0,
 ) -> Tensor:
     """Pull gradients of a tower's outputs back to the tower's input.
 
@@ -195,19 +205,19 @@ def pull_back(
         cells: of the L levels.
         seeds: output name → float (N, T, width), gradient of T scalars of each candidate by its outputs.
         places: of the N candidates.
+        stop: how many of the tower's layers, from the first on, are not gone through.
 
     Returns:
         float (N, T, s, s, C) with s = 2·reach + 1, centred on the candidate's cell. Cells outside the level
-        are not zero, but mean nothing.
+        are not zero, but mean nothing. With `stop`, the gradient is by the input of the layer of that number:
+        s is smaller by what the layers before it reach, and after a ReLU cells outside the level are zero.
     """
     gradient = seed_gradients(tower, seeds, places.anchors)
     radius = gradient.shape[2] // 2
     position = len(factors)
-    for layer in reversed(tower.layers):
+    for layer in reversed(tower.layers[stop:]):
         if isinstance(layer, nn.Conv2d):
-            # A view of layout (N·T, C, s, s) whose channels are innermost in memory.
-            pulled = F.conv_transpose2d(gradient.flatten(0, 1).permute(0, 3, 1, 2), layer.weight)
-            gradient = pulled.permute(0, 2, 3, 1).unflatten(0, gradient.shape[:2])
+            gradient = transposed(layer, gradient)
             radius += _radius(layer)
             continue
         position -= 1
@@ -217,6 +227,16 @@ def pull_back(
         else:
             gradient *= factors[position][places.levels][:, None, None, None]
     return gradient
+
+
+def transposed(conv: nn.Conv2d, gradients: Tensor) -> Tensor:
+    """Apply a transposed convolution: (N, T, s, s, C) → (N, T, s + k - 1, s + k - 1, K)."""
+    # A view of layout (N·T, C, s, s) whose channels are innermost in memory.
+    maps = gradients.flatten(0, 1).permute(0, 3, 1, 2)
+    if gradients.shape[2] <= FEW_CELLS:
+        maps = maps.contiguous()
+    pulled = F.conv_transpose2d(maps, conv.weight).permute(0, 2, 3, 1).contiguous()
+    return pulled.view(*gradients.shape[:2], *pulled.shape[1:])
 
 
 def seed_gradients(tower: Tower, seeds: Mapping[str, Tensor], anchors: Tensor) -> Tensor:

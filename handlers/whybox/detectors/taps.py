@@ -12,7 +12,8 @@ from torch import Tensor
 
 from whybox.detectors.base import Frame, Grids, Heat, Outputs, Tap, Target, Window
 from whybox.detectors.cells import Cells, gather, outer, smoothed_heat
-from whybox.detectors.dense import Places, Tower, chunks, pull_back
+from whybox.detectors.dense import Places, Tower, chunks, pull_back, transposed
+from whybox.detectors.entry import entry_heat, pays
 from whybox.gaussian import gaussian_weights, smoothing_radius
 
 CHUNK_BYTES = 16 * 2**20
@@ -149,24 +150,40 @@ class DenseLevelTap(Tap):
             )
 
     def heat(self, targets: Sequence[Target], sigmas: Tensor | None = None) -> Iterator[Heat]:
-        """See `Tap.heat`; Φ is applied by `smoothed_heat`."""
+        """See `Tap.heat`; Φ is applied by `entry_heat` or `smoothed_heat`, whichever multiplies less."""
         margins = torch.zeros_like(self.places.rows)
         if sigmas is not None:
             margins = smoothing_radius(sigmas).amax(1).long().clamp(max=self._widest)
+        else:
+            sigmas = self.boxes.new_zeros((len(margins), 2))  # Φ is the identity
         for picks, radius, own in self._parts(targets, margins):
             places, side = self.places[picks], 2 * radius + 1
-            activations = gather(self._activations, places.around(self._cells, radius))
-            values = activations.new_zeros((len(picks), len(targets), side, side))
-            for chosen, gradients in self._pulled(own, places):
-                if sigmas is None:
-                    spare = (side - gradients.shape[2]) // 2
-                    centre = slice(spare, side - spare)
-                    products = gradients * activations[:, None, centre, centre]
-                    values[:, chosen, centre, centre] += products.sum(4)
-                else:
-                    weights = self._weights(sigmas[picks], places, radius, gradients.shape[2] // 2)
-                    values[:, chosen] += smoothed_heat(gradients, activations, weights)
+            numbers = places.around(self._cells, radius)
+            values = self._activations.new_zeros((len(picks), len(targets), side, side))
+            for tower, factors, chosen, seeds in self._shares(own):
+                weights = self._weights(sigmas[picks], places, radius, tower.reach)
+                values[:, chosen] += self._tower_heat(tower, factors, seeds, places, numbers, weights)
             yield Heat(picks, values, torch.stack([places.columns, places.rows], 1) - radius)
+
+    def _tower_heat(
+        self,
+        tower: Tower,
+        factors: Sequence[Tensor],
+        seeds: Mapping[str, Tensor],
+        places: Places,
+        numbers: Tensor,
+        weights: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Heat (n, T', s, s) of n candidates on their windows' cells, int64 (n, s, s), by one tower."""
+        entry = tower.entry
+        if entry is None:
+            gradients = pull_back(tower, factors, self._cells, seeds, places)
+        else:
+            gradients = pull_back(tower, factors, self._cells, seeds, places, 1)
+            if pays(entry, len(numbers.unique()), gradients, numbers.shape[1]):
+                return entry_heat(entry, self._activations, numbers, gradients, *weights, 2 * CHUNK_BYTES)
+            gradients = transposed(entry, gradients)
+        return smoothed_heat(gradients, gather(self._activations, numbers), outer(*weights))
 
     @property
     def _widest(self) -> int:
@@ -175,49 +192,56 @@ class DenseLevelTap(Tap):
     def _parts(
         self, targets: Sequence[Target], margins: Tensor
     ) -> Iterator[tuple[Tensor, int, dict[str, Tensor]]]:
-        """Cut the candidates into parts of one margin: their picks, the windows' radius, their seeds."""
+        """Cut the candidates into parts of one margin: their picks, the windows' radius, their seeds.
+
+        Candidates that are near each other come together, since their windows share cells.
+        """
+        order = self.places.around(self._cells, 0).flatten().argsort(stable=True)
         seeds = seeds_of(targets, self.outputs, self.raw)
         channels, cells = self.head.levels[0].shape[0], (2 * self._reach + 1) ** 2
         for margin in margins.unique().tolist():
-            here, radius = torch.where(margins == margin)[0], self._reach + margin
+            here, radius = order[margins[order] == margin], self._reach + margin
             row = 4 * len(targets) * cells * max(channels, (2 * radius + 1) ** 2)
             for part in chunks(len(here), CHUNK_BYTES // row):
                 yield here[part], radius, {name: seed[here[part]] for name, seed in seeds.items()}
 
-    def _pulled(self, seeds: dict[str, Tensor], places: Places) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield, for each tower, which targets it has a part in, and their gradients (n, T', s, s, C).
-
-        s = 2·reach + 1 of the tower; cells outside the level mean nothing.
-        """
+    def _shares(
+        self, seeds: Mapping[str, Tensor]
+    ) -> Iterator[tuple[Tower, list[Tensor], Tensor, dict[str, Tensor]]]:
+        """Yield each tower with its factors, which targets it has a part in, and its seeds (n, T', width)."""
         for tower, factors in zip(self.head.towers, self._factors, strict=True):
             own = {name: seeds[name] for name in tower.outputs}
             chosen = torch.where(torch.cat(list(own.values()), 2).any(2).any(0))[0]
             if len(chosen):
-                own = {name: seed[:, chosen] for name, seed in own.items()}
-                yield chosen, pull_back(tower, factors, self._cells, own, places)
+                yield tower, factors, chosen, {name: seed[:, chosen] for name, seed in own.items()}
 
     def _gradients(self, seeds: dict[str, Tensor], places: Places) -> Tensor:
         """Gradients of n candidates: (n, T, s, s, C) with s = 2·reach + 1, zero outside the level."""
         count, targets = next(iter(seeds.values())).shape[:2]
         level, side = self.head.levels[0], 2 * self._reach + 1
         total = level.new_zeros((count, targets, side, side, level.shape[0]))
-        for chosen, pulled in self._pulled(seeds, places):
+        for tower, factors, chosen, own in self._shares(seeds):
+            pulled = pull_back(tower, factors, self._cells, own, places)
             spare = (side - pulled.shape[2]) // 2
             total[:, chosen, spare : side - spare, spare : side - spare] += pulled
         on_level = places.around(self._cells, self._reach) != self._cells.outside
         total *= on_level[:, None, :, :, None]
         return total
 
-    def _weights(self, sigmas: Tensor, places: Places, wide: int, narrow: int) -> Tensor:
+    def _weights(self, sigmas: Tensor, places: Places, wide: int, narrow: int) -> tuple[Tensor, Tensor]:
         """Weights φ of Φ from the cells j of a window of one radius to the cells i of another.
 
-        0 for j outside the level: (n, I, J) with I = (2·wide + 1)², J = (2·narrow + 1)².
+        0 for j outside the level: (n, 2·wide + 1, 2·narrow + 1) along y and along x.
         """
         to, source = (torch.arange(-r, r + 1, device=sigmas.device) for r in (wide, narrow))
         distances = (to[:, None] - source).expand(len(sigmas), -1, -1)
-        x, y = (gaussian_weights(sigmas[:, axis].contiguous(), distances) for axis in (0, 1))
-        on_level = places.around(self._cells, narrow) != self._cells.outside
-        return outer(y, x) * on_level.flatten(1)[:, None]
+        limits = torch.tensor(self.head.sizes, device=sigmas.device)[places.levels]
+        y, x = (
+            gaussian_weights(sigmas[:, 1 - axis].contiguous(), distances)
+            * ((cells >= 0) & (cells < limits[:, axis, None]))[:, None]
+            for axis, cells in enumerate((places.rows[:, None] + source, places.columns[:, None] + source))
+        )
+        return y, x
 
 
 class PerLevelTap(Tap):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Self
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.models.detection.ssd import SSD
 
 from whybox.detectors.base import (
@@ -36,6 +37,7 @@ from whybox.detectors.base import (
 )
 from whybox.detectors.dense import Tower, locate
 from whybox.detectors.postprocess import contenders
+from whybox.detectors.proposals import Proposals
 from whybox.detectors.roi_taps import Regions, RoiLevelTap, RoiTap
 from whybox.detectors.stage_taps import SharedTaps, StageTap, Upward
 from whybox.detectors.taps import DenseHead, DenseLevelTap, PerLevelTap, level_grids
@@ -85,6 +87,9 @@ class TorchvisionDetector(WhiteBoxDetector):
             raise ValueError(
                 f"labels: expected {self._head_classes() - self.first} names for this head; got {len(labels)}"
             )
+        if model.transform.fixed_size is None:
+            # The longer side ends at `max_size`; one less, as the factor that scales both sides is rounded.
+            self.max_aspect = int(model.transform.max_size) - 1
         self.defaults = self._defaults()
         self.layers = self._find_layers()
 
@@ -143,6 +148,28 @@ class TorchvisionDetector(WhiteBoxDetector):
         with torch.no_grad():
             self._held_head(forward, held)
         return Trace(forward, pixels, list(levels.values()))
+
+    @property
+    def backbone(self) -> nn.Module:
+        """See `WhiteBoxDetector.backbone`."""
+        backbone: nn.Module = self.model.backbone
+        return backbone
+
+    def embed(self, picture: Tensor) -> Batch:
+        """See `WhiteBoxDetector.embed`."""
+        listed, _ = self.model.transform([picture])
+        height, width = listed.image_sizes[0]
+        return Batch(listed.tensors, (Frame(picture.shape[2], picture.shape[1], width, height),))
+
+    @torch.enable_grad()
+    def propose(self, batch: Batch, regions: Tensor | None = None) -> list[Proposals]:
+        """See `WhiteBoxDetector.propose`."""
+        forward = Forward(batch, {}, self._pyramid(self._body(batch.pixels)))
+        return self._propose(forward, regions)
+
+    @abstractmethod
+    def _propose(self, forward: Forward, regions: Tensor | None) -> list[Proposals]:
+        """Run the head over levels that have their graph; see `WhiteBoxDetector.propose`."""
 
     def _held_head(self, forward: Forward, held: Mapping[str, Tensor]) -> None:
         """Run the head for a trace; anchors are the same in every pass."""
@@ -295,6 +322,7 @@ class OneStageDetector(TorchvisionDetector):
     """RetinaNet and FCOS: towers over every level, one candidate for each anchor."""
 
     dense = True
+    stages = ("dense",)
 
     @cached_property
     def towers(self) -> list[Tower]:
@@ -342,11 +370,39 @@ class OneStageDetector(TorchvisionDetector):
         """See `WhiteBoxDetector.candidates`."""
         raw = {name: value[image] for name, value in forward.extra["raw"].items()}
         scores, boxes = self._decode(raw, forward.extra["anchors"])
-        counts = torch.tensor([h * w * forward.extra["per_cell"] for h, w in self._level_sizes(forward)])
-        groups = torch.arange(len(counts)).repeat_interleave(counts).to(boxes.device)
-        return Candidates(boxes, scores, groups)
+        return Candidates(boxes, scores, self._groups(forward))
 
-    def detections(self, forward: Forward, image: int, settings: PostProcessing) -> Detections:
+    def _groups(self, forward: Forward) -> Tensor:
+        """The level of every candidate: int64 (N,)."""
+        counts = torch.tensor([h * w * forward.extra["per_cell"] for h, w in self._level_sizes(forward)])
+        return torch.arange(len(counts)).repeat_interleave(counts).to(self.device)
+
+    def _propose(self, forward: Forward, regions: Tensor | None) -> list[Proposals]:
+        del regions
+        self.run_head(forward)
+        raw = {name: value[0] for name, value in forward.extra["raw"].items()}
+        anchors = forward.extra["anchors"]
+        boxes = self._decode(raw, anchors)[1]
+        logits, quality = raw["logits"][:, self.first :], raw.get("centerness")
+        return [
+            Proposals(
+                "dense",
+                logits,
+                boxes,
+                anchors,
+                self._groups(forward),
+                quality=None if quality is None else quality[:, 0],
+            )
+        ]
+
+    def detections(
+        self,
+        forward: Forward,
+        image: int,
+        settings: PostProcessing,
+        *,
+        between: Callable[[], None] = lambda: None,
+    ) -> Detections:
         """See `WhiteBoxDetector.detections`; only what can pass the threshold is decoded."""
         raw = {name: value[image] for name, value in forward.extra["raw"].items()}
         highest = raw["logits"][:, self.first :].amax(1)
@@ -356,7 +412,9 @@ class OneStageDetector(TorchvisionDetector):
         )
         counts = [h * w * forward.extra["per_cell"] for h, w in self._level_sizes(forward)]
         groups = torch.bucketize(rows, torch.tensor(counts, device=rows.device).cumsum(0), right=True)
-        found = self.postprocess(Candidates(boxes, scores, groups), forward.batch.frames[image], settings)
+        found = self.postprocess(
+            Candidates(boxes, scores, groups), forward.batch.frames[image], settings, between=between
+        )
         return replace(found, candidates=rows[found.candidates])
 
     def _least_logit(self, threshold: float) -> float:
@@ -449,10 +507,13 @@ class FcosDetector(OneStageDetector):
 class RcnnDetector(TorchvisionDetector):
     """torchvision's Faster R-CNN and Mask R-CNN: region features through the box head."""
 
+    stages = ("rpn", "roi")
+
     def __init__(self, model: Any, labels: Sequence[str], *, background: bool) -> None:
         """See `wrap`; an R-CNN head always has a background class."""
         del background
         super().__init__(model, labels, background=True)
+        self.masks = bool(model.roi_heads.has_mask())
 
     def _head_classes(self) -> int:
         return int(self.model.roi_heads.box_predictor.cls_score.out_features)
@@ -493,6 +554,42 @@ class RcnnDetector(TorchvisionDetector):
         heads = self.model.roi_heads
         logits, deltas = heads.box_predictor(heads.box_head(features))
         return {"logits": logits, "deltas": deltas}
+
+    def _propose(self, forward: Forward, regions: Tensor | None) -> list[Proposals]:
+        rpn, heads = self.model.rpn, self.model.roi_heads
+        images = _image_list(forward.batch)
+        levels = list(forward.levels.values())
+        objectness, deltas = rpn.head(levels)
+        (anchors,) = rpn.anchor_generator(images, levels)
+        counts = [int(level[0].numel()) for level in objectness]
+        objectness, deltas = concat_box_prediction_layers(objectness, deltas)
+        boxes = rpn.box_coder.decode(deltas, [anchors])[:, 0]  # [N, 4]
+        if regions is None:
+            (regions,), _ = rpn.filter_proposals(
+                boxes.detach()[None], objectness.detach(), images.image_sizes, counts
+            )
+        groups = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(self.device)
+        first = Proposals("rpn", objectness, boxes, anchors, groups)
+        self._run_regions(forward, [regions])
+        raw = {name: value[0] for name, value in forward.extra["raw"].items()}
+        decoded = heads.box_coder.decode(raw["deltas"], [regions])[:, self.first :]
+
+        def masks(boxes: Tensor, labels: Tensor) -> Tensor:
+            features = heads.mask_roi_pool(forward.levels, [boxes], images.image_sizes)
+            logits = heads.mask_predictor(heads.mask_head(features))  # [n, 1 + K, M, M]
+            own: Tensor = logits[torch.arange(len(labels), device=labels.device), labels + self.first]
+            return own
+
+        second = Proposals(
+            "roi",
+            raw["logits"],
+            decoded,
+            regions,
+            torch.zeros(len(regions), dtype=torch.int64, device=self.device),
+            softmax=True,
+            masks=masks if self.masks else None,
+        )
+        return [first, second]
 
     def candidates(self, forward: Forward, image: int) -> Candidates:
         """See `WhiteBoxDetector.candidates`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from whybox.detectors.base import Candidates, Contenders, Forward, Frame, Outputs, PostProcessing, Tap
 from whybox.detectors.dense import Places, Tower, locate
 from whybox.detectors.postprocess import contenders
+from whybox.detectors.proposals import Proposals
 from whybox.detectors.taps import DenseHead, DenseLevelTap, PerLevelTap
 from whybox.detectors.torchvision import OneStageDetector, grids_of
 
@@ -66,6 +68,11 @@ class SsdDetector(OneStageDetector):
             for towers, level in zip(self.level_towers, levels, strict=True)
         ]
         return {name: [run[name] for run in runs] for name in runs[0]}, []
+
+    def _propose(self, forward: Forward, regions: Tensor | None) -> list[Proposals]:
+        (dense,) = super()._propose(forward, regions)
+        logits = forward.extra["raw"]["logits"][0]  # background first
+        return [replace(dense, logits=logits, softmax=True)]
 
     def contenders(self, candidates: Candidates, frame: Frame, settings: PostProcessing) -> Contenders:
         """See `WhiteBoxDetector.contenders`; the limit is on each class."""

@@ -20,8 +20,9 @@ from whybox.engine import Engine
 from whybox.evaluation.bootstrap import estimate
 from whybox.evaluation.cases import Case, cases, mode_of, own_cases
 from whybox.evaluation.recipe_edit import edit_recipe
-from whybox.evaluation.report import table
+from whybox.evaluation.report import sides, table
 from whybox.evaluation.table import Key, Results, Variant, measure_all, variants_of
+from whybox.methods.base import SIDES
 from whybox.recipe import read_recipe
 
 OVERLAP = 0.75
@@ -40,6 +41,8 @@ class Options:
         pairs: also measure each two of so many layers together, the best ones by themselves.
         fusions: how two layers are put together, where the method offers it.
         detections: most that are explained in a picture.
+        cost: most that a map of the choice may take, over a forward pass: a default is for a hundred
+            detections and five targets. The best at any cost is recorded beside it.
         seed: of fills and draws.
         device: where the model runs.
         write: whether to write the choice into the recipe.
@@ -52,6 +55,7 @@ class Options:
     pairs: int = 3
     fusions: Sequence[str] = ("mean", "product")
     detections: int = 2
+    cost: float = 0.3
     seed: int = 0
     device: str = "cpu"
     write: bool = True
@@ -95,11 +99,15 @@ def run(options: Options, say: Callable[[str], None] = print) -> Choice:
         kept.update(added)  # type: ignore[arg-type]
     results.samples.update(more.samples)
     where = "scenes" if known else "pictures"
-    say(f"### {recipe.name}: {results.detections} detections in {results.scenes} {where}\n\n{table(results)}")
-    choice = choose(results, [*layers, *pairs])
+    head = f"### {recipe.name}: {results.detections} detections in {results.scenes} {where}"
+    say("\n\n".join(filter(None, (head, table(results), sides(results)))))
+    best = choose(results, [*layers, *pairs])
+    choice = choose(results, affordable(results, [*layers, *pairs], options.cost))
     say(f"{choice.variant.label}: {choice.why}")
+    if best.variant != choice.variant:
+        say(f"At any cost {best.variant.label}: {best.why}")
     if options.write:
-        edit_recipe(options.recipe, changes(options, choice, results))
+        edit_recipe(options.recipe, changes(options, choice, best, results))
     return choice
 
 
@@ -138,18 +146,35 @@ def pairs_of(engine: Engine, options: Options, layers: Sequence[str]) -> list[Va
 
 
 def _measured(engine: Engine, variants: Sequence[Variant], options: Options, pictures: int) -> Results:
-    of_scenes = [] if options.pictures else ["energy_box", "evidence_ratio"]
+    """Measure class maps and, where the truth is known, the sides': each by what is asked of them alone."""
     with tqdm(total=pictures * len(variants), desc=engine.model.name, unit="layer", disable=None) as bar:
-        return measure_all(
-            engine,
-            _cases(engine, options),
-            variants,
-            masks=500,
-            seed=options.seed,
-            measures=["insertion", "deletion", *of_scenes],
-            targets=("class",),
-            tell=lambda: _tick(bar),
-        )
+
+        def measured(targets: Sequence[str], names: Sequence[str], tell: Callable[[], None]) -> Results:
+            return measure_all(
+                engine,
+                _cases(engine, options),
+                variants,
+                masks=500,
+                seed=options.seed,
+                measures=names,
+                targets=targets,
+                tell=tell,
+            )
+
+        known = not options.pictures
+        names = ["insertion", "deletion", *(["energy_box", "evidence_ratio"] if known else [])]
+        results = measured(("class",), names, lambda: _tick(bar))
+        if known:
+            for label, taken in measured(SIDES, ["own_half"], lambda: None).values.items():
+                results.values[label].update(taken)
+        return results
+
+
+def affordable(results: Results, variants: Sequence[Variant], most: float) -> list[Variant]:
+    """Return the variants whose maps cost at most so much, over a forward pass; the cheapest if none does."""
+    cost = {label: float(np.median(seconds)) for label, seconds in results.seconds.items()}
+    limit = max(most * float(np.median(results.forward_seconds)), min(cost.values()))
+    return [variant for variant in variants if cost.get(variant.label, np.inf) <= limit]
 
 
 def choose(results: Results, variants: Sequence[Variant]) -> Choice:
@@ -181,15 +206,22 @@ def choose(results: Results, variants: Sequence[Variant]) -> Choice:
     return Choice(variant, figures, tuple(ties), why)
 
 
-def changes(options: Options, choice: Choice, results: Results) -> dict[str, object]:
-    """Return the fields of the recipe that a choice changes."""
+def changes(options: Options, choice: Choice, best: Choice, results: Results) -> dict[str, object]:
+    """Return the fields of the recipe that a choice changes; `best` is the choice at any cost."""
+    chosen = _chosen(choice)
+    source = f"{len(options.pictures)} own pictures" if options.pictures else f"{results.scenes} scenes"
+    told = {**chosen, "measured_on": f"{results.detections} detections in {source}", **choice.figures}
+    if best.variant != choice.variant:
+        told["at_any_cost"] = {**_chosen(best), **best.figures}
+    return {"methods": {options.method: chosen}, "calibration": {options.method: told}}
+
+
+def _chosen(choice: Choice) -> dict[str, object]:
     request = choice.variant.request
     chosen: dict[str, object] = {"layer": request.layer}
     if "fusion" in request.params.fields:
         chosen["fusion"] = request.params.fields["fusion"].string_value
-    source = f"{len(options.pictures)} own pictures" if options.pictures else f"{results.scenes} scenes"
-    figures = {"measured_on": f"{results.detections} detections in {source}", **choice.figures}
-    return {"methods": {options.method: chosen}, "calibration": {options.method: {**chosen, **figures}}}
+    return chosen
 
 
 Taken = dict[str, dict[Key, float]]

@@ -10,6 +10,7 @@ import numpy as np
 from whybox.evaluation.order import Finding
 from whybox.evaluation.randomise import Sanity
 from whybox.evaluation.table import Results
+from whybox.methods.base import SIDES
 from whybox.metrics.measures import MEASURES
 
 _ARROWS = {"higher": "↑", "lower": "↓"}
@@ -51,6 +52,19 @@ def table(results: Results) -> str:
         left = results.unmarked_estimate()
         text += f"\nScore with the mark removed, over the score with it: {left}.\n"
     return text
+
+
+def sides(results: Results) -> str:
+    """Write how often most of a side's map, in the box, lies in its own half; empty where none was taken."""
+    rows = []
+    for side in SIDES:
+        cells = []
+        for taken in results.values.values():
+            shares = [share for key, share in taken.get("own_half", {}).items() if key[2] == side]
+            cells.append(f"{np.mean(np.array(shares) > 0.5):.0%}" if shares else "–")
+        rows.append([side, *cells])
+    known = any("own_half" in taken for taken in results.values.values())
+    return markdown(["most of it in its own half", *results.values], rows) if known else ""
 
 
 def order(found: Sequence[tuple[str, Finding]]) -> str:

@@ -44,7 +44,7 @@ class Map:
     Attributes:
         values: float32 (h, w), higher is more important.
         region: [x1, y1, x2, y2] that the cells cover, image frame.
-        signed: negative values mean "speaks against".
+        signed: negative values mean "speaks against"; in other maps they are noise about 0 (D-RISE).
         samples: that a sampling method drew; None for other methods.
         standard_error: root mean square over the cells of the standard error of a cell's value, in units of
             the values; None where it is not known.

@@ -109,7 +109,8 @@ class DRise(SamplingMethod):
     Much of the noise of that sum comes from the masks alone: where the similarity does not depend on a place,
     H still scatters with the share of masks that happened to keep it. By default each similarity is therefore
     taken from the mean c_i of the other samples of its chunk, H = Σ_i [(s_i − c_i) M_i / p + c_i] / N. Since
-    c_i has nothing to do with M_i, whose mean is p, the expectation is the same (a control variate).
+    c_i has nothing to do with M_i, whose mean is p, the expectation is the same (a control variate). Where it
+    is near 0, noise may take a value below: that is nothing against a detection, and the map is not signed.
 
     ``class`` compares with the detection's own class vector, ``class:LABEL`` with one that holds this class
     alone: what would make it a LABEL.
@@ -186,7 +187,8 @@ class DRise(SamplingMethod):
             task.patience.check()
             masks = RandomMasks.draw(task.seed, numbers, cells, probability, (width, height))
             masks = masks.to(detector.device)
-            alike = similarities(boxes, vectors, perturbed.found(masks))  # [M, N·T]
+            found = perturbed.found(masks, between=task.patience.check)
+            alike = similarities(boxes, vectors, found)  # [M, N·T]
             seen = masks.at(x, y).to(alike)
             weighted += torch.einsum("mn,mhw->nhw", alike, seen)
             total += alike.sum(0)[:, None, None]

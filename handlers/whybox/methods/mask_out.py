@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,7 +126,8 @@ class MaskOut(SamplingMethod):
         for numbers in batches(detector, perturbed.batch, task):
             task.patience.check()
             part = centres[numbers.start : numbers.stop]
-            found = perturbed.found(Squares(part, float(task.params["side"])))
+            squares = Squares(part, float(task.params["side"]))
+            found = perturbed.found(squares, between=task.patience.check)
             scores.append(best_matches(boxes, labels, found, min_overlap=MIN_OVERLAP).scores)
         own = members(len(task.state["unmasked"]), task.groups, task.group)
         drops = task.state["unmasked"][own.start : own.stop].flatten() - torch.cat(scores)  # [s, N·T]
@@ -139,6 +141,7 @@ class MaskOut(SamplingMethod):
         return by_detection(made, len(task.targets))
 
 
+@functools.lru_cache(maxsize=4)
 def coarse_to_fine(height: int, width: int) -> Tensor:
     """Return the places of a grid in an order whose every beginning covers the grid evenly.
 
@@ -148,7 +151,7 @@ def coarse_to_fine(height: int, width: int) -> Tensor:
     Source: Bayer, "An optimum method for two-level rendition of continuous-tone pictures", 1973.
 
     Returns:
-        int64 (height · width, 2), row and column, each place once.
+        int64 (height · width, 2), row and column, each place once; kept for the next chunk, so read only.
     """
     bits = max(height - 1, width - 1, 1).bit_length()
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -183,7 +186,13 @@ def _targets(detections: Detections, targets: Sequence[str], labels: Sequence[st
 
 def _unmasked(detector: WhiteBoxDetector, question: Question) -> Tensor:
     """Return the score of every detection and target without a mask: float (N, T)."""
-    found = find(detector, question.forward, [question.image], settings_of(detector, question))
+    found = find(
+        detector,
+        question.forward,
+        [question.image],
+        settings_of(detector, question),
+        between=question.patience.check,
+    )
     boxes, labels = _targets(question.detections, question.targets, detector.labels)
     scores = best_matches(boxes, labels, found, min_overlap=MIN_OVERLAP).scores
     scores = scores.view(-1, len(question.targets))  # [N, T]

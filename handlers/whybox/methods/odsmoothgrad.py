@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from whybox.detectors.base import Batch, Detections, Detector, Frame, PostProcessing, Trace, WhiteBoxDetector
+from whybox.detectors.base import Batch, Detector, Frame, Trace, WhiteBoxDetector
 from whybox.detectors.pixels import pixel_gradients
 from whybox.matching import Found, best_matches
 from whybox.memory import gradient_footprint
@@ -127,7 +127,7 @@ class OdSmoothGrad(SamplingMethod):
             own = task.own(held["candidates"])
             candidates = own.expand(task.count, -1)  # [B, N]
         else:
-            candidates = _matched(detector, trace, task.detections, task.settings or detector.defaults)
+            candidates = _matched(detector, trace, task)
         score = str(task.params["score"])
         if score == "paper":
             score = "logit" if by_anchor else "score"
@@ -174,18 +174,19 @@ def _noisy(batch: Batch, span: Tensor, sigma: float, task: Task) -> Batch:
     return Batch(copies, batch.frames * task.count)
 
 
-def _matched(
-    detector: WhiteBoxDetector, trace: Trace, detections: Detections, settings: PostProcessing
-) -> Tensor:
+def _matched(detector: WhiteBoxDetector, trace: Trace, task: Task) -> Tensor:
     """Find the detections again in each copy: positions in its candidates, -1 where it has none, (B, N).
 
     Odam-NMS, for which every copy would need heat maps, is greedy NMS here.
     """
+    settings, detections = task.settings or detector.defaults, task.detections
     if settings.nms == "odam":
         settings = replace(settings, nms="iou")
     found = Found.of(
         [
-            detector.postprocess(detector.candidates(trace.forward, copy), frame, settings)
+            detector.postprocess(
+                detector.candidates(trace.forward, copy), frame, settings, between=task.patience.check
+            )
             for copy, frame in enumerate(trace.forward.batch.frames)
         ]
     )

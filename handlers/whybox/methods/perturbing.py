@@ -6,7 +6,7 @@ map, in the same place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -120,10 +120,11 @@ class Perturbed:
             self._maps = feature_maps(self._forward, layer)
             self._places = [cell_centres(batch, m) for m in self._maps]
 
-    def found(self, masks: Masks) -> Found:
-        """Find the objects in each of the B masked pictures."""
+    def found(self, masks: Masks, *, between: Callable[[], None] = lambda: None) -> Found:
+        """Find the objects in each of the B masked pictures; `between` as in `find`."""
         forward = self._run(masks)
-        return find(self._detector, forward, range(len(forward.batch.frames)), self._settings)
+        pictures = range(len(forward.batch.frames))
+        return find(self._detector, forward, pictures, self._settings, between=between)
 
     @torch.no_grad()
     def _run(self, masks: Masks) -> Forward:
@@ -156,10 +157,15 @@ def settings_of(detector: WhiteBoxDetector, asked: Question | Task) -> PostProce
 
 
 def find(
-    detector: WhiteBoxDetector, forward: Forward, images: Sequence[int], settings: PostProcessing
+    detector: WhiteBoxDetector,
+    forward: Forward,
+    images: Sequence[int],
+    settings: PostProcessing,
+    *,
+    between: Callable[[], None] = lambda: None,
 ) -> Found:
-    """Post-process some pictures of a pass."""
-    return Found.of([detector.detections(forward, image, settings) for image in images])
+    """Post-process some pictures of a pass; `between` is called between parts of it and may raise."""
+    return Found.of([detector.detections(forward, image, settings, between=between) for image in images])
 
 
 def feature_maps(forward: Forward, layer: str) -> list[Tensor]:

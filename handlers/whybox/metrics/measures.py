@@ -29,6 +29,7 @@ from whybox.metrics.pointing import (
     energies,
     energy_share,
     evidence_ratio,
+    own_half_share,
     pointing_game,
 )
 from whybox.metrics.shape import compactness, object_discrimination, sparsity
@@ -295,6 +296,14 @@ MEASURES: dict[str, Measure] = {
             "higher",
             _accuracy_at(0.1),
             "mask",
+        ),
+        Measure(
+            "own_half",
+            f"Share of the energy {_ENERGY} in the true box that lies in the half at the target's side",
+            "higher",
+            lambda subject: own_half_share(subject.energy, subject.target, _truth(subject).box),
+            "box",
+            "side",
         ),
         Measure(
             "iof_own_third",

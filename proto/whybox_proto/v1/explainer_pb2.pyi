@@ -160,18 +160,22 @@ class EvaluateResponse(_message.Message):
     def __init__(self, explanation: _Optional[_Union[ExplainResponse, _Mapping]] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ...) -> None: ...
 
 class CreateInversionRequest(_message.Message):
-    __slots__ = ("model", "layout", "params", "seed", "idempotency_key")
+    __slots__ = ("model", "layout", "params", "seed", "idempotency_key", "image", "priority")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     PARAMS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     model: str
     layout: _types_pb2.Layout
     params: _struct_pb2.Struct
     seed: int
     idempotency_key: str
-    def __init__(self, model: _Optional[str] = ..., layout: _Optional[_Union[_types_pb2.Layout, _Mapping]] = ..., params: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., seed: _Optional[int] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
+    image: bytes
+    priority: int
+    def __init__(self, model: _Optional[str] = ..., layout: _Optional[_Union[_types_pb2.Layout, _Mapping]] = ..., params: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., seed: _Optional[int] = ..., idempotency_key: _Optional[str] = ..., image: _Optional[bytes] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class GetInversionRequest(_message.Message):
     __slots__ = ("name",)
@@ -218,7 +222,7 @@ class WatchInversionRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., last_event_id: _Optional[str] = ...) -> None: ...
 
 class InversionProgress(_message.Message):
-    __slots__ = ("iteration", "iterations", "losses")
+    __slots__ = ("iteration", "iterations", "losses", "found")
     class LossesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -229,28 +233,48 @@ class InversionProgress(_message.Message):
     ITERATION_FIELD_NUMBER: _ClassVar[int]
     ITERATIONS_FIELD_NUMBER: _ClassVar[int]
     LOSSES_FIELD_NUMBER: _ClassVar[int]
+    FOUND_FIELD_NUMBER: _ClassVar[int]
     iteration: int
     iterations: int
     losses: _containers.ScalarMap[str, float]
-    def __init__(self, iteration: _Optional[int] = ..., iterations: _Optional[int] = ..., losses: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    found: int
+    def __init__(self, iteration: _Optional[int] = ..., iterations: _Optional[int] = ..., losses: _Optional[_Mapping[str, float]] = ..., found: _Optional[int] = ...) -> None: ...
 
 class LayoutMatch(_message.Message):
-    __slots__ = ("mean_iou", "recall", "ap")
+    __slots__ = ("mean_iou", "recall", "ap", "ap50", "unmatched")
     MEAN_IOU_FIELD_NUMBER: _ClassVar[int]
     RECALL_FIELD_NUMBER: _ClassVar[int]
     AP_FIELD_NUMBER: _ClassVar[int]
+    AP50_FIELD_NUMBER: _ClassVar[int]
+    UNMATCHED_FIELD_NUMBER: _ClassVar[int]
     mean_iou: float
     recall: float
     ap: float
-    def __init__(self, mean_iou: _Optional[float] = ..., recall: _Optional[float] = ..., ap: _Optional[float] = ...) -> None: ...
+    ap50: float
+    unmatched: int
+    def __init__(self, mean_iou: _Optional[float] = ..., recall: _Optional[float] = ..., ap: _Optional[float] = ..., ap50: _Optional[float] = ..., unmatched: _Optional[int] = ...) -> None: ...
+
+class LossCurve(_message.Message):
+    __slots__ = ("name", "iterations", "values")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ITERATIONS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    iterations: _containers.RepeatedScalarFieldContainer[int]
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, name: _Optional[str] = ..., iterations: _Optional[_Iterable[int]] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class InversionResult(_message.Message):
-    __slots__ = ("detections", "match")
+    __slots__ = ("detections", "match", "losses", "params")
     DETECTIONS_FIELD_NUMBER: _ClassVar[int]
     MATCH_FIELD_NUMBER: _ClassVar[int]
+    LOSSES_FIELD_NUMBER: _ClassVar[int]
+    PARAMS_FIELD_NUMBER: _ClassVar[int]
     detections: _containers.RepeatedCompositeFieldContainer[_types_pb2.Detection]
     match: LayoutMatch
-    def __init__(self, detections: _Optional[_Iterable[_Union[_types_pb2.Detection, _Mapping]]] = ..., match: _Optional[_Union[LayoutMatch, _Mapping]] = ...) -> None: ...
+    losses: _containers.RepeatedCompositeFieldContainer[LossCurve]
+    params: _struct_pb2.Struct
+    def __init__(self, detections: _Optional[_Iterable[_Union[_types_pb2.Detection, _Mapping]]] = ..., match: _Optional[_Union[LayoutMatch, _Mapping]] = ..., losses: _Optional[_Iterable[_Union[LossCurve, _Mapping]]] = ..., params: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class Inversion(_message.Message):
     __slots__ = ("name", "state", "progress", "request", "result", "error", "create_time", "update_time")

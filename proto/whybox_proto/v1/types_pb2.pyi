@@ -301,7 +301,7 @@ class WorkerState(_message.Message):
     def __init__(self, ready: bool = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., queue_remaining: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "description", "family", "architecture", "labels", "input", "score_threshold", "methods", "layers", "nms", "default_nms", "ready", "state", "measures", "spatial_shifts")
+    __slots__ = ("name", "version", "description", "family", "architecture", "labels", "input", "score_threshold", "methods", "layers", "nms", "default_nms", "ready", "state", "measures", "spatial_shifts", "inversion")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
@@ -318,6 +318,7 @@ class Model(_message.Message):
     STATE_FIELD_NUMBER: _ClassVar[int]
     MEASURES_FIELD_NUMBER: _ClassVar[int]
     SPATIAL_SHIFTS_FIELD_NUMBER: _ClassVar[int]
+    INVERSION_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     description: str
@@ -334,7 +335,34 @@ class Model(_message.Message):
     state: WorkerState
     measures: _containers.RepeatedCompositeFieldContainer[Measure]
     spatial_shifts: _containers.RepeatedCompositeFieldContainer[SpatialShift]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., description: _Optional[str] = ..., family: _Optional[str] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., input: _Optional[_Union[InputLimits, _Mapping]] = ..., score_threshold: _Optional[float] = ..., methods: _Optional[_Iterable[_Union[Method, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., nms: _Optional[_Iterable[_Union[Nms, _Mapping]]] = ..., default_nms: _Optional[str] = ..., ready: bool = ..., state: _Optional[_Union[WorkerState, _Mapping]] = ..., measures: _Optional[_Iterable[_Union[Measure, _Mapping]]] = ..., spatial_shifts: _Optional[_Iterable[_Union[SpatialShift, _Mapping]]] = ...) -> None: ...
+    inversion: Invertible
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., description: _Optional[str] = ..., family: _Optional[str] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., input: _Optional[_Union[InputLimits, _Mapping]] = ..., score_threshold: _Optional[float] = ..., methods: _Optional[_Iterable[_Union[Method, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., nms: _Optional[_Iterable[_Union[Nms, _Mapping]]] = ..., default_nms: _Optional[str] = ..., ready: bool = ..., state: _Optional[_Union[WorkerState, _Mapping]] = ..., measures: _Optional[_Iterable[_Union[Measure, _Mapping]]] = ..., spatial_shifts: _Optional[_Iterable[_Union[SpatialShift, _Mapping]]] = ..., inversion: _Optional[_Union[Invertible, _Mapping]] = ...) -> None: ...
+
+class Preset(_message.Message):
+    __slots__ = ("name", "description", "params")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    PARAMS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    description: str
+    params: _struct_pb2.Struct
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., params: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
+class Invertible(_message.Message):
+    __slots__ = ("params", "presets", "max_pixels", "min_side", "max_objects", "masks")
+    PARAMS_FIELD_NUMBER: _ClassVar[int]
+    PRESETS_FIELD_NUMBER: _ClassVar[int]
+    MAX_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    MIN_SIDE_FIELD_NUMBER: _ClassVar[int]
+    MAX_OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    MASKS_FIELD_NUMBER: _ClassVar[int]
+    params: _containers.RepeatedCompositeFieldContainer[Parameter]
+    presets: _containers.RepeatedCompositeFieldContainer[Preset]
+    max_pixels: int
+    min_side: int
+    max_objects: int
+    masks: bool
+    def __init__(self, params: _Optional[_Iterable[_Union[Parameter, _Mapping]]] = ..., presets: _Optional[_Iterable[_Union[Preset, _Mapping]]] = ..., max_pixels: _Optional[int] = ..., min_side: _Optional[int] = ..., max_objects: _Optional[int] = ..., masks: bool = ...) -> None: ...
 
 class LayoutObject(_message.Message):
     __slots__ = ("label", "box", "mask", "evidence")

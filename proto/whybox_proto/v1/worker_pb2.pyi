@@ -78,14 +78,37 @@ class MeasureRequest(_message.Message):
     seed: int
     def __init__(self, model: _Optional[str] = ..., image: _Optional[bytes] = ..., detection: _Optional[_Union[_types_pb2.Detection, _Mapping]] = ..., heat_map: _Optional[_Union[_types_pb2.HeatMap, _Mapping]] = ..., truth: _Optional[_Union[_types_pb2.Layout, _Mapping]] = ..., measures: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ...) -> None: ...
 
+class AdvanceRequest(_message.Message):
+    __slots__ = ("inversion", "state", "seconds")
+    INVERSION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    inversion: _explainer_pb2.CreateInversionRequest
+    state: bytes
+    seconds: float
+    def __init__(self, inversion: _Optional[_Union[_explainer_pb2.CreateInversionRequest, _Mapping]] = ..., state: _Optional[bytes] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class Advance(_message.Message):
+    __slots__ = ("state", "progress", "picture", "result")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    PICTURE_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    state: bytes
+    progress: _explainer_pb2.InversionProgress
+    picture: bytes
+    result: _explainer_pb2.InversionResult
+    def __init__(self, state: _Optional[bytes] = ..., progress: _Optional[_Union[_explainer_pb2.InversionProgress, _Mapping]] = ..., picture: _Optional[bytes] = ..., result: _Optional[_Union[_explainer_pb2.InversionResult, _Mapping]] = ...) -> None: ...
+
 class WorkerRequest(_message.Message):
-    __slots__ = ("describe", "detect", "explain", "plan", "sample", "measure", "request_id", "deadline", "call_id", "traceparent")
+    __slots__ = ("describe", "detect", "explain", "plan", "sample", "measure", "advance", "request_id", "deadline", "call_id", "traceparent")
     DESCRIBE_FIELD_NUMBER: _ClassVar[int]
     DETECT_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
     MEASURE_FIELD_NUMBER: _ClassVar[int]
+    ADVANCE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_FIELD_NUMBER: _ClassVar[int]
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
@@ -96,14 +119,15 @@ class WorkerRequest(_message.Message):
     plan: _explainer_pb2.ExplainRequest
     sample: SampleRequest
     measure: MeasureRequest
+    advance: AdvanceRequest
     request_id: str
     deadline: float
     call_id: str
     traceparent: str
-    def __init__(self, describe: _Optional[_Union[DescribeRequest, _Mapping]] = ..., detect: _Optional[_Union[_explainer_pb2.DetectRequest, _Mapping]] = ..., explain: _Optional[_Union[_explainer_pb2.ExplainRequest, _Mapping]] = ..., plan: _Optional[_Union[_explainer_pb2.ExplainRequest, _Mapping]] = ..., sample: _Optional[_Union[SampleRequest, _Mapping]] = ..., measure: _Optional[_Union[MeasureRequest, _Mapping]] = ..., request_id: _Optional[str] = ..., deadline: _Optional[float] = ..., call_id: _Optional[str] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    def __init__(self, describe: _Optional[_Union[DescribeRequest, _Mapping]] = ..., detect: _Optional[_Union[_explainer_pb2.DetectRequest, _Mapping]] = ..., explain: _Optional[_Union[_explainer_pb2.ExplainRequest, _Mapping]] = ..., plan: _Optional[_Union[_explainer_pb2.ExplainRequest, _Mapping]] = ..., sample: _Optional[_Union[SampleRequest, _Mapping]] = ..., measure: _Optional[_Union[MeasureRequest, _Mapping]] = ..., advance: _Optional[_Union[AdvanceRequest, _Mapping]] = ..., request_id: _Optional[str] = ..., deadline: _Optional[float] = ..., call_id: _Optional[str] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class WorkerReply(_message.Message):
-    __slots__ = ("error", "model", "detect", "explain", "plan", "sample", "measure", "seconds")
+    __slots__ = ("error", "model", "detect", "explain", "plan", "sample", "measure", "advance", "seconds")
     ERROR_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DETECT_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +135,7 @@ class WorkerReply(_message.Message):
     PLAN_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
     MEASURE_FIELD_NUMBER: _ClassVar[int]
+    ADVANCE_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     error: _explainer_pb2.Error
     model: _types_pb2.Model
@@ -119,5 +144,6 @@ class WorkerReply(_message.Message):
     plan: Plan
     sample: Sums
     measure: _explainer_pb2.Evaluation
+    advance: Advance
     seconds: float
-    def __init__(self, error: _Optional[_Union[_explainer_pb2.Error, _Mapping]] = ..., model: _Optional[_Union[_types_pb2.Model, _Mapping]] = ..., detect: _Optional[_Union[_explainer_pb2.DetectResponse, _Mapping]] = ..., explain: _Optional[_Union[_explainer_pb2.ExplainResponse, _Mapping]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., sample: _Optional[_Union[Sums, _Mapping]] = ..., measure: _Optional[_Union[_explainer_pb2.Evaluation, _Mapping]] = ..., seconds: _Optional[float] = ...) -> None: ...
+    def __init__(self, error: _Optional[_Union[_explainer_pb2.Error, _Mapping]] = ..., model: _Optional[_Union[_types_pb2.Model, _Mapping]] = ..., detect: _Optional[_Union[_explainer_pb2.DetectResponse, _Mapping]] = ..., explain: _Optional[_Union[_explainer_pb2.ExplainResponse, _Mapping]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., sample: _Optional[_Union[Sums, _Mapping]] = ..., measure: _Optional[_Union[_explainer_pb2.Evaluation, _Mapping]] = ..., advance: _Optional[_Union[Advance, _Mapping]] = ..., seconds: _Optional[float] = ...) -> None: ...

@@ -32,6 +32,13 @@ from whybox_client.cli.offline import failures_told, own_pictures
 @click.option(
     "--detections", type=click.IntRange(1), default=2, show_default=True, help="Most explained in a picture."
 )
+@click.option(
+    "--cost",
+    type=click.FloatRange(0, min_open=True),
+    default=0.3,
+    show_default=True,
+    help="Most that a map of the chosen layer may take, over a forward pass.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto.")
 @click.option(
@@ -44,6 +51,7 @@ def calibrate(
     images: Path | None,
     pairs: int,
     detections: int,
+    cost: float,
     seed: int,
     device: str,
     write: bool,
@@ -67,6 +75,7 @@ def calibrate(
                 pictures=own_pictures(recipe, images),
                 pairs=pairs,
                 detections=detections,
+                cost=cost,
                 seed=seed,
                 device=pick_device(device),
                 write=write,

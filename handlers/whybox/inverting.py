@@ -1,0 +1,116 @@
+"""From a step of an inversion, as it is asked for, to what it answers."""
+
+from __future__ import annotations
+
+import io
+
+from PIL import Image
+from torch import Tensor
+
+from whybox.detectors.base import WhiteBoxDetector
+from whybox.inversion.inverter import Inverter
+from whybox.inversion.layout import Layout, match_of, matches
+from whybox.inversion.settings import settings_of, struct_of
+from whybox.inversion.state import StateError, load_state
+from whybox.methods.base import ParamValue
+from whybox.parameters import value_of
+from whybox.patience import Patience
+from whybox.selection import messages_of
+from whybox_proto.checks import check_known, check_range
+from whybox_proto.errors import ContractError
+from whybox_proto.inversions import check_inversion
+from whybox_proto.v1 import explainer_pb2, types_pb2, worker_pb2
+
+MAX_SECONDS = 60.0
+"""Of one step, in which the worker does nothing else."""
+
+
+def check_advance(request: worker_pb2.AdvanceRequest, model: types_pb2.Model) -> None:
+    """Check a step's request against the model.
+
+    Raises:
+        ContractError: with the path of the first field at fault.
+    """
+    check_known(request)
+    check_inversion(request.inversion, model)
+    check_range(request.seconds, field="seconds", low=0, high=MAX_SECONDS)
+
+
+class Inverting:
+    """Advances inversions of one detector.
+
+    Args:
+        detector: to be inverted.
+        model: its description.
+    """
+
+    def __init__(self, detector: WhiteBoxDetector, model: types_pb2.Model) -> None:
+        self._detector = detector
+        self._model = model
+
+    def answer(
+        self, request: worker_pb2.AdvanceRequest, picture: Tensor | None, patience: Patience
+    ) -> worker_pb2.Advance:
+        """Do one step.
+
+        Args:
+            request: a step, checked.
+            picture: uint8 (H, W, 3) to start from, if the client gave one.
+            patience: asked between two iterations.
+
+        Raises:
+            ContractError: if the picture is not of the layout's size, the settings do not fit the detector,
+                or the state is none of this inversion.
+        """
+        asked = request.inversion
+        layout = Layout.of(asked.layout, self._detector.labels, self._detector.device)
+        if picture is not None and picture.shape[:2] != (layout.height, layout.width):
+            raise ContractError(
+                "invalid_argument",
+                "the picture to start from is not of the layout's size",
+                field="image",
+                expected=f"{layout.width} x {layout.height} pixels",
+                got=f"{picture.shape[1]} x {picture.shape[0]} pixels",
+            )
+        settings = settings_of(self._params(asked), self._detector)
+        inverter = Inverter(self._detector, layout, settings, asked.seed)
+        state = inverter.begin(picture)
+        if request.state:
+            try:
+                state = load_state(request.state, state)
+            except StateError as error:
+                raise ContractError(
+                    "invalid_request", str(error), field="state", expected="the answer of the step before"
+                ) from error
+        if not inverter.finished(state):
+            inverter.advance(state, request.seconds, patience.check)
+        found = inverter.detections(state)
+        shown = found[found.scores >= self._model.score_threshold]
+        progress = explainer_pb2.InversionProgress(
+            iteration=state.iteration,
+            iterations=settings.iterations,
+            losses={name: curve[-1][1] for name, curve in state.curves.items()},
+            found=int((matches(layout.boxes, layout.labels, shown) >= 0).sum()),
+        )
+        answer = worker_pb2.Advance(
+            state=state.dump(), progress=progress, picture=_png(inverter.picture(state))
+        )
+        if inverter.finished(state):
+            answer.result.detections.extend(messages_of(shown, self._detector.labels))
+            answer.result.match.CopyFrom(match_of(layout, found))
+            for name, curve in state.curves.items():
+                answer.result.losses.add(
+                    name=name, iterations=[i for i, _ in curve], values=[v for _, v in curve]
+                )
+            answer.result.params.CopyFrom(struct_of(settings))
+        return answer
+
+    def _params(self, asked: explainer_pb2.CreateInversionRequest) -> dict[str, ParamValue]:
+        described = {param.name: param for param in self._model.inversion.params}
+        return {name: value_of(described[name], value) for name, value in asked.params.fields.items()}
+
+
+def _png(picture: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture.cpu().numpy()).save(buffer, format="PNG")
+    return buffer.getvalue()
