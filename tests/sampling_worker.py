@@ -48,6 +48,8 @@ WISHES: dict[str, Any] = {
     "slow_at": -1,
     "missed": False,
     "fail_at": -1,
+    "odd_at": -1,
+    "odd": "",
     "die_at": -1,
     "died": "",
 }
@@ -179,8 +181,23 @@ def _sample(request: worker_pb2.WorkerRequest, reply: worker_pb2.WorkerReply) ->
         reply.error.CopyFrom(explainer_pb2.Error(type="invalid_argument", message="told", field="params.x"))
     elif _wait(30.0 if chunk.first == asked["slow_at"] else asked["seconds"], request):
         reply.sample.CopyFrom(sums_of(chunk))
+        if chunk.first == asked["odd_at"]:
+            _spoil(reply.sample, asked["odd"])
     else:
         reply.error.CopyFrom(explainer_pb2.Error(type="deadline_exceeded", message="nobody waits"))
+
+
+def _spoil(sums: worker_pb2.Sums, how: str) -> None:
+    """Make a chunk's sums other than its plan has them."""
+    part = sums.sums[0]
+    if how == "more cells":
+        part.heat_map.width += 1
+        part.values += bytes(4 * part.heat_map.height)
+    elif how == "fewer bytes":
+        part.values = part.values[4:]
+    elif how == "another map":
+        sums.sums.add().CopyFrom(part)
+        sums.sums[-1].heat_map.detection_index = 99
 
 
 def _measure(request: worker_pb2.WorkerRequest, reply: worker_pb2.WorkerReply) -> None:

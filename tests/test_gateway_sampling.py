@@ -157,6 +157,15 @@ def test_an_error_of_a_chunk_ends_the_explanation(sampler: Sampler) -> None:
     assert (outcomes[0].error["type"], outcomes[0].error["field"]) == ("invalid_argument", "params.x")
 
 
+@pytest.mark.parametrize("odd_at", [0, 16])
+@pytest.mark.parametrize("odd", ["more cells", "fewer bytes", "another map"])
+def test_a_chunk_that_is_not_the_plan_s_is_an_internal_error(sampler: Sampler, odd: str, odd_at: int) -> None:
+    outcome = explain(sampler, asking(TWO, {"odd": odd, "odd_at": odd_at}, output=F32))
+    assert outcome.error.get("type") == "internal"
+    assert outcome.error["message"].startswith("the worker's chunk of samples cannot be added up: ")
+    assert explain(sampler, asking(TWO)).answer, "what was taken has been given back"
+
+
 def test_a_lost_worker_s_chunk_is_asked_again(sampler: Sampler, tmp_path: Path) -> None:
     wishes = {"samples": 64, "seconds": 0.1, "die_at": 24, "died": str(tmp_path / "died")}
     request = asking(TWO, wishes, output=F32)

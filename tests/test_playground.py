@@ -539,6 +539,39 @@ class TestSampling:
         expect(page.locator("#growth-text")).to_contain_text("samples")
         expect(page.locator("#overlay")).to_be_visible()
 
+    @pytest.mark.parametrize(
+        ("drawing", "told"),
+        [
+            (True, "TypeError: a bug in drawing"),
+            (False, "Error: It did not answer. Is it running?"),
+        ],
+        ids=["drawing", "reading"],
+    )
+    def test_what_breaks_off_a_stream_is_told_as_what_it_is(
+        self, page: Page, drawing: bool, told: str
+    ) -> None:
+        caught = page.evaluate(
+            """async (drawing) => {
+              const { grow, Problem } = await import("/playground/api.js");
+              let closed = false;
+              const body = new ReadableStream({
+                start(stream) {
+                  stream.enqueue(new TextEncoder().encode('event: partial\\ndata: {"partial": true}\\n\\n'));
+                },
+                pull(stream) { if (!drawing) stream.error(new TypeError("network error")); },
+                cancel() { closed = true; },
+              });
+              const headers = { "Content-Type": "text/event-stream" };
+              window.fetch = async () => new Response(body, { headers });
+              const partial = () => { if (drawing) throw new TypeError("a bug in drawing"); };
+              const picture = { blob: new Blob(["x"]), name: "x" };
+              const error = await grow("signs", picture, {}, undefined, partial).catch((error) => error);
+              return [String(error), error instanceof Problem, closed];
+            }""",
+            drawing,
+        )
+        assert caught == [told, not drawing, drawing]
+
     def test_each_method_has_the_controls_that_fit(self, page: Page, signs: Live) -> None:
         with Client(signs.rest) as client:
             methods = client.model(signs.model).methods

@@ -53,6 +53,16 @@ def test_a_worker_that_is_heard_after_another_hung_is_no_silence(clock: Clock) -
     assert not pulse.silent_for()
 
 
+def test_a_new_request_does_not_hide_that_all_others_are_overdue(clock: Clock) -> None:
+    pulse = Pulse(clock)
+    given_up = []
+    pulse.sent(110, lambda: given_up.append("lost"))
+    clock.now = 120
+    later = pulse.sent(125)
+    pulse.ended(later, heard=True)
+    assert given_up == ["lost"]
+
+
 def test_a_short_deadline_behind_a_long_one_is_no_silence(clock: Clock) -> None:
     """A worker may be busy with what has more time; it hangs when that is overdue too."""
     pulse = Pulse(clock)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import httpx
@@ -219,6 +221,70 @@ def test_the_headers_of_a_stream(sampler: Sampler) -> None:
         assert list(stream)[-1].heat_maps
         assert dict(stream.initial_metadata())["x-request-id"] == "mine"
         assert dict(stream.trailing_metadata())["x-request-id"] == "mine"
+
+
+@pytest.mark.parametrize("connection", ["close", "keep-alive"])
+def test_http_1_0_gets_a_body_that_the_end_of_the_connection_ends(sampler: Sampler, connection: str) -> None:
+    """As proxies ask, nginx with `proxy_http_version 1.0`: they need not know chunks."""
+    wishes = {"Accept": "text/event-stream", "Connection": connection}
+    with asking_in_http_1_0(sampler, asking(TWO, LONG), **wishes) as answer:
+        status, headers = head_of(answer)
+        assert (status, headers["content-type"]) == ("200", "text/event-stream; charset=utf-8")
+        assert headers["connection"] == "close"
+        assert not {"transfer-encoding", "content-length"} & set(headers)
+        body = answer.readlines()
+    assert len(body) % 4 == 0
+    lines = [body[i : i + 4] for i in range(0, len(body), 4)]
+    assert [number for number, *_ in lines] == [b"id: %d\n" % (i + 1) for i in range(len(lines))]
+    assert {kind for _, kind, *_ in lines[:-1]} == {b"event: partial\n"}
+    assert lines[-1][1] == b"event: result\n"
+    assert all(json.loads(data.removeprefix(b"data: ")) for _, _, data, _ in lines)
+
+
+def test_http_1_0_gets_events_as_they_come(sampler: Sampler) -> None:
+    """The whole answer would take longer than the socket waits."""
+    request = asking(TWO, {"samples": 8000, "seconds": 0.5})
+    wishes = {"Accept": "text/event-stream", "X-Request-Timeout": "110", "X-Request-Id": "old"}
+    with asking_in_http_1_0(sampler, request, **wishes) as answer:
+        head_of(answer)
+        for number in (1, 2):
+            lines = [answer.readline() for _ in range(4)]
+            assert lines[:2] == [b"id: %d\n" % number, b"event: partial\n"]
+    eventually(lambda: any(chunk["told"] for chunk in sampler.done("old")))
+
+
+def test_http_1_0_gets_the_length_of_what_has_one(sampler: Sampler) -> None:
+    for request, expected in ((asking(TWO), "200"), (asking(TWO, method="sampelr"), "400")):
+        with asking_in_http_1_0(sampler, request) as answer:
+            status, headers = head_of(answer)
+            body = answer.read()
+        assert status == expected
+        assert (headers["connection"], int(headers["content-length"])) == ("close", len(body))
+        assert json.loads(body)
+
+
+@contextmanager
+def asking_in_http_1_0(sampler: Sampler, request: dict[str, Any], **headers: str) -> Iterator[BinaryIO]:
+    """Send a request over a bare socket; what is yielded reads all that comes until it is closed."""
+    parts = urlsplit(sampler.live.rest)
+    body = json_format.MessageToJson(message(request)).encode()
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
+    lines = [
+        f"POST /v1/models/{TWO}:explain HTTP/1.0",
+        *(f"{name}: {told}" for name, told in headers.items()),
+    ]
+    assert parts.hostname
+    address = parts.hostname, parts.port or 80
+    with socket.create_connection(address, 60) as client, client.makefile("rb") as answer:
+        client.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+        yield answer
+
+
+def head_of(answer: BinaryIO) -> tuple[str, dict[str, str]]:
+    """Read an answer's status and headers."""
+    status = answer.readline().decode().split()[1]
+    lines = iter(lambda: answer.readline().decode().strip(), "")
+    return status, {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
 
 
 def test_a_connection_goes_on_after_a_stream(sampler: Sampler) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from whybox_proto import maps
+from whybox_proto.errors import ContractError
 from whybox_proto.sums import Chunk, Totals, _filled, chunks, members, seconds_of
 from whybox_proto.v1 import types_pb2, worker_pb2
 
@@ -140,6 +142,75 @@ def test_one_round_has_no_standard_error() -> None:
     totals.add(next(chunks(plan)), one(np.ones((2, 2), np.float32), 2.0))
     (made,) = totals.heat_maps(["class"], "f32")
     assert not made.HasField("standard_error")
+
+
+class TestCheck:
+    """Sums that came from elsewhere: of the chunk's maps, with the cells of the chunks before."""
+
+    plan = worker_pb2.Plan(samples=4, round_samples=2, groups=2)
+    asked = 3, ("class", "x1")
+    """Detections, of which the first group has one, the second two; and targets."""
+
+    def sums(self, group: int, shape: tuple[int, int] = (2, 3), weight: Any = 2.0) -> worker_pb2.Sums:
+        values = np.ones(shape, np.float32)
+        detections, targets = self.asked
+        keys = itertools.product(members(detections, 2, group), targets)
+        return worker_pb2.Sums(sums=[part(values, weight, i, target) for i, target in keys])
+
+    def test_the_cells_of_a_group_are_told_once(self) -> None:
+        totals, told = Totals(self.plan), []
+        for chunk in chunks(self.plan):
+            sums = self.sums(chunk.group)
+            told.append(totals.check(chunk, sums, *self.asked))
+            totals.add(chunk, sums)
+        assert told == [2 * 6, 4 * 6, 0, 0]
+        assert len(totals.heat_maps(["class", "x1"], "u8")) == 6
+
+    @pytest.mark.parametrize("first", [False, True], ids=["a later round", "the first round"])
+    @pytest.mark.parametrize(
+        ("field", "value", "why"),
+        [
+            ("detection_index", 1, "maps"),
+            ("target", "y1", "maps"),
+            ("target", "x1", "maps"),
+            ("width", 4, "bytes"),
+            ("height", 0, "bytes"),
+            ("width", 2**31, "bytes"),
+        ],
+    )
+    def test_another_map_is_an_internal_error(self, field: str, value: Any, why: str, first: bool) -> None:
+        totals = Totals(self.plan)
+        one, _, other, _ = chunks(self.plan)
+        if not first:
+            totals.check(one, self.sums(0), *self.asked)
+        sums = self.sums(0)
+        setattr(sums.sums[0].heat_map, field, value)
+        with pytest.raises(ContractError, match=f"cannot be added up: its {why}") as caught:
+            totals.check(one if first else other, sums, *self.asked)
+        assert caught.value.type == "internal"
+
+    def test_a_map_too_many_or_too_few(self) -> None:
+        chunk = next(chunks(self.plan))
+        for change in (lambda sums: sums.append(sums[0]), lambda sums: sums.pop()):
+            sums = self.sums(0)
+            change(sums.sums)
+            with pytest.raises(ContractError, match="its maps are not"):
+                Totals(self.plan).check(chunk, sums, *self.asked)
+
+    @pytest.mark.parametrize(
+        ("shape", "weight"), [((3, 2), 2.0), ((4, 4), 2.0), ((2, 3), np.ones((2, 3), np.float32))]
+    )
+    def test_other_cells_in_another_round(self, shape: tuple[int, int], weight: Any) -> None:
+        totals = Totals(self.plan)
+        first, _, second, _ = chunks(self.plan)
+        totals.check(first, self.sums(0), *self.asked)
+        with pytest.raises(ContractError, match="other cells than in another round"):
+            totals.check(second, self.sums(0, shape, weight), *self.asked)
+
+    def test_weights_for_other_cells(self) -> None:
+        sums = self.sums(0, weight=np.ones((2, 2), np.float32))
+        with pytest.raises(ContractError, match="its bytes are not"):
+            Totals(self.plan).check(next(chunks(self.plan)), sums, *self.asked)
 
 
 class TestWeightsByCell:

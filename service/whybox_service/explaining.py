@@ -128,7 +128,7 @@ class Explaining:
         return answer
 
     def _check_cells(self, cells: int, request: explainer_pb2.ExplainRequest) -> None:
-        pictures.check_cells(cells, request.output.encoding or checks.DEFAULT_ENCODING, self._limit)
+        pictures.check_cells(cells, pictures.encoding_of(request), self._limit)
 
     def _check_beginning(
         self,
@@ -179,7 +179,7 @@ class Explaining:
         """Write an answer's maps in the size and the encoding that the request asks for."""
         started = time.perf_counter()
         maps = pictures.heat_maps_of(answer)
-        encoding = request.output.encoding or checks.DEFAULT_ENCODING
+        encoding = pictures.encoding_of(request)
         if request.output.size == "image":
             async with call.deadline.limit():
                 await self._workshop.run(pictures.enlarge_maps, answer, encoding, self._limit, call.deadline)

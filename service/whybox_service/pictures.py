@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import MutableSequence
 
+from whybox_proto import checks
 from whybox_proto.errors import ContractError
 from whybox_proto.v1 import explainer_pb2, types_pb2
 from whybox_service.calls import Deadline
@@ -36,6 +37,11 @@ def detection_of(answer: explainer_pb2.ExplainResponse, heat_map: types_pb2.Heat
         if detection.index == heat_map.detection_index:
             return detection
     raise ContractError("internal", "the worker answered a heat map of no detection of its answer")
+
+
+def encoding_of(request: explainer_pb2.ExplainRequest) -> str:
+    """Return the encoding that a request's maps are to be written in."""
+    return request.output.encoding or checks.DEFAULT_ENCODING
 
 
 def check_cells(cells: int, encoding: str, limit: int) -> None:

@@ -91,7 +91,6 @@ class Explanation:
         self._drawing = 0.0
         self._totals: Totals | None = None
         self._adding = asyncio.Lock()
-        self._groups: set[int] = set()
         self._cells = 0
         self.beginning = self._plan.answer
         self.beginning.model, self.beginning.model_version = model.name, model.version
@@ -141,7 +140,7 @@ class Explanation:
         if self._totals is not None and self._totals.started:
             async with self._adding:
                 made = await self._sampling.workshop.run(
-                    self._totals.heat_maps, self.targets, self._request.output.encoding or "u8"
+                    self._totals.heat_maps, self.targets, pictures.encoding_of(self._request)
                 )
             pictures.heat_maps_of(answer).extend(made)
         return answer
@@ -196,9 +195,8 @@ class Explanation:
     async def _add(self, chunk: Chunk, asked: Asked) -> None:
         assert self._totals is not None
         sums = asked.reply.sample
-        if chunk.group not in self._groups:
-            self._groups.add(chunk.group)
-            self._take_room(sum(part.heat_map.width * part.heat_map.height for part in sums.sums))
+        if cells := self._totals.check(chunk, sums, self.detections, self.targets):
+            self._take_room(cells)
         async with self._adding:
             changed = await self._sampling.workshop.run(self._totals.add, chunk, sums)
         self._drawing += asked.seconds
@@ -213,7 +211,7 @@ class Explanation:
         """Take the memory that a group's maps need, as long as their answer can be sent at all."""
         self._cells += cells
         limit = self._sampling.max_response_bytes
-        pictures.check_cells(self._cells, self._request.output.encoding or "u8", limit)
+        pictures.check_cells(self._cells, pictures.encoding_of(self._request), limit)
         if self._cells * BYTES_PER_CELL > self._sampling.max_sums_bytes:
             raise ContractError(
                 "response_too_large",

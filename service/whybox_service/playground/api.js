@@ -74,15 +74,11 @@ export async function grow(model, picture, fields, signal, partial) {
   const response = await send(address(model, "explain"), options);
   const requestId = response.headers.get("X-Request-Id") ?? "";
   if (!response.headers.get("Content-Type")?.startsWith("text/event-stream")) return read(response, started);
-  const answer = (data) => ({ body: JSON.parse(data), requestId, seconds: (performance.now() - started) / 1000 });
-  try {
-    for await (const { name, data } of readEvents(response.body)) {
-      if (name === "partial") partial(answer(data));
-      if (name === "result") return answer(data);
-      if (name === "error") throw new Problem(JSON.parse(data), requestId);
-    }
-  } catch (error) {
-    throw unreached(error);
+  const answer = (body) => ({ body, requestId, seconds: (performance.now() - started) / 1000 });
+  for await (const { name, told } of readStream(response.body)) {
+    if (name === "partial") partial(answer(told));
+    if (name === "result") return answer(told);
+    if (name === "error") throw new Problem(told, requestId);
   }
   throw new Problem({ title: "The answer broke off", detail: "The stream ended before its result." }, requestId);
 }
@@ -117,6 +113,15 @@ async function send(path, options) {
 function unreached(error) {
   if (error instanceof Problem || error.name === "AbortError") return error;
   return new Problem({ title: "The service cannot be reached", detail: "It did not answer. Is it running?" });
+}
+
+/** Yield a stream's events as {name, told}; what is thrown where they are used passes as it is. */
+async function* readStream(body) {
+  try {
+    for await (const { name, data } of readEvents(body)) yield { name, told: JSON.parse(data) };
+  } catch (error) {
+    throw unreached(error);
+  }
 }
 
 async function read(response, started) {

@@ -2,7 +2,7 @@
 
 uvicorn limits how long a connection may be idle after an answer, but lets any byte end that limit. It limits
 neither how long a request's headers may take, nor how many bytes of them it keeps, nor how long a client may
-leave an answer unread.
+leave an answer unread. And it sends a body of unknown length in chunks, which HTTP/1.0 does not know.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import Message, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEADER_BYTES = 64 << 10
 
@@ -76,6 +77,8 @@ def protocol(header_seconds: float, idle_seconds: float, send_seconds: float) ->
         def on_headers_complete(self) -> None:
             self._wait(None)
             super().on_headers_complete()
+            if self.parser.get_http_version() == "1.0":
+                self.cycle.send = _unchunked(self.cycle)  # type: ignore[assignment,method-assign]
 
         def on_message_complete(self) -> None:
             super().on_message_complete()
@@ -107,3 +110,24 @@ def protocol(header_seconds: float, idle_seconds: float, send_seconds: float) ->
                 self._unread = self.loop.call_later(send_seconds, self.transport.abort)
 
     return Protocol
+
+
+def _unchunked(cycle: RequestResponseCycle) -> Send:
+    """Return what sends an answer to a client of HTTP/1.0, which gets each piece of a body as it is.
+
+    Such a body ends with the connection, which uvicorn closes after every answer to such a client.
+    """
+    send: Any = cycle.send
+    sized = True
+
+    async def unchunked(message: Message) -> None:
+        nonlocal sized
+        if message["type"] == "http.response.start":
+            sized = any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
+            if not sized:
+                cycle.chunked_encoding = False
+        elif not sized:
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    return unchunked

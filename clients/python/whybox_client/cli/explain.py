@@ -24,23 +24,6 @@ def _split(_ctx: click.Context, _option: click.Parameter, value: str) -> list[st
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
-def _parameters(
-    _ctx: click.Context, _option: click.Parameter, values: Sequence[str]
-) -> dict[str, ParameterValue]:
-    """Read NAME=VALUE: a number, true or false, or else a string."""
-    params: dict[str, ParameterValue] = {}
-    for text in values:
-        name, equals, value = text.partition("=")
-        if not (name and equals):
-            raise click.BadParameter(f"{text!r} is not NAME=VALUE")
-        try:
-            parsed = json.loads(value)
-        except ValueError:
-            parsed = value
-        params[name] = parsed if isinstance(parsed, bool | int | float | str) else value
-    return params
-
-
 def _expected(
     _ctx: click.Context, _option: click.Parameter, value: str | None
 ) -> tuple[list[float], str] | None:
@@ -80,7 +63,7 @@ def _expected(
     "--param",
     "params",
     multiple=True,
-    callback=_parameters,
+    callback=options.parameters,
     shell_complete=names.complete_param,
     metavar="NAME=VALUE",
     help="A parameter of the method; repeatable.",
@@ -152,6 +135,10 @@ def explain(
     """
     from whybox_client.cli.progress import files_of, for_each, grown
 
+    if evaluate and expected is not None:
+        raise click.UsageError(
+            "--evaluate and --expected do not go together: a missed object is not measured"
+        )
     files = files_of(images, recursive, leave_out=out)
     with options.connect(url, timeout=timeout, retries=retries) as client:
         name = options.choose_model(client, model)
@@ -204,8 +191,7 @@ def _samples(client: Client, model: str, method: str) -> bool:
 
 def _faithfulness(explanation: Explanation) -> str:
     """Set the measures of each map under their names."""
-    maps = explanation.heat_maps or (explanation.why_not.heat_maps if explanation.why_not else ())
-    measures = sorted({name for heat_map in maps for name in heat_map.faithfulness})
+    measures = sorted({name for heat_map in explanation.heat_maps for name in heat_map.faithfulness})
     if not measures:
         return "nothing was measured"
     rows = [
@@ -218,7 +204,7 @@ def _faithfulness(explanation: Explanation) -> str:
                 for name in measures
             ),
         )
-        for heat_map in maps
+        for heat_map in explanation.heat_maps
     ]
     return table(("#", "LABEL", "TARGET", *(name.upper() for name in measures)), rows)
 
