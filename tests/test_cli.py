@@ -297,11 +297,11 @@ def test_outputs_of_images_with_one_name_do_not_overwrite_each_other() -> None:
 
 
 def test_parameters_are_numbers_booleans_or_strings() -> None:
-    from whybox_client.cli.explain import _parameters
+    from whybox_client.cli.options import parameters
 
     context: Any = None
     texts = ["a=1", "b=0.5", "c=true", "d=relu", "e=[1]", 'f="x"', "g=a=b", "h="]
-    assert _parameters(context, context, texts) == {
+    assert parameters(context, context, texts) == {
         "a": 1,
         "b": 0.5,
         "c": True,

@@ -41,6 +41,7 @@ def test_every_block_of_python_runs(
     assert Path("overlay.png").exists()
     assert Path("third.png").exists()
     assert Path("why-not.png").exists()
+    assert Path("inverted.png").exists()
     assert "did you mean 'class'? (field targets[0]; expected" in capsys.readouterr().out
 
 

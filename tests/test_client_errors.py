@@ -53,7 +53,7 @@ class TestTable:
         kinds = tree(errors.WhyboxError)[1:]
         assert sorted(drawn) == sorted(kind.__name__ for kind in kinds)
         for kind in kinds:
-            assert kind.default_type in {*ERRORS, "connection_failed", "invalid_answer"}
+            assert kind.default_type in {*ERRORS, "connection_failed", "invalid_answer", "cancelled"}
 
     def test_whether_to_ask_again_is_what_the_table_says(self) -> None:
         assert errors.OverloadedError("full").retryable
@@ -125,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
         server.seen = {"path": self.path, "headers": self.headers, "body": body}
         server.answer(self)
 
-    do_GET = do_POST
+    do_GET = do_DELETE = do_POST
 
     def log_message(self, format: str, *args: object) -> None:
         pass

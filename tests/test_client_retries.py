@@ -29,7 +29,7 @@ from test_client_errors import ACCEPTED, abort_with, answer, grpc_server, proble
 from whybox_client import AsyncClient, Client, errors, retrying, wire
 from whybox_client.retrying import Backoff, Send, Wait
 from whybox_client.transports import advice
-from whybox_client.wire import Call, Flow, Operation, Reply
+from whybox_client.wire import Call, Flow, Operation, Reply, Streaming
 from whybox_proto.errors import ERRORS, ContractError, to_problem
 
 PROTOBUF = "application/x-protobuf"
@@ -112,10 +112,57 @@ class TestPolicy:
         assert waits == []
         assert isinstance(end, errors.OverloadedError)
 
-    def test_every_operation_of_now_only_reads(self) -> None:
-        operations = [value for value in vars(wire).values() if isinstance(value, Operation)]
-        assert len(operations) == 7
-        assert all(operation.safe for operation in operations)
+    def test_what_starts_or_deletes_something_is_not_safe_by_itself(self) -> None:
+        operations = {name: value for name, value in vars(wire).items() if isinstance(value, Operation)}
+        assert len(operations) == 13
+        unsafe = {name for name, operation in operations.items() if not operation.safe}
+        assert unsafe == {"CREATE_INVERSION", "DELETE_INVERSION"}
+
+    def test_a_stream_may_last_longer_than_its_first_reply_is_waited_for(self) -> None:
+        for timeout, lasting, patience in ((10.0, 300.0, 10.0), (10.0, 4.0, 4.0)):
+            clock = Clock()
+
+            def watching(lasting: float = lasting) -> Flow[str]:
+                call = Call(wire.WATCH_INVERSION, empty_pb2.Empty(), "id", None, 1000, lasting=lasting)
+                return (yield call).request_id
+
+            steps = retrying.persist(watching(), timeout, 0, backoff(clock, share=0.5))
+            step, sends = next(steps), []
+            with suppress(errors.OverloadedError):
+                while True:
+                    if isinstance(step, Send):
+                        sends.append(step.seconds)
+                        step = steps.throw(errors.OverloadedError("full"))
+                    else:
+                        clock.now += step.seconds
+                        step = steps.send(None)
+            assert set(sends) == {lasting}
+            assert 0 < clock.now - 100 < patience
+
+    def test_where_a_stream_goes_on_that_broke(self) -> None:
+        def call(name: str) -> Call:
+            return Call(wire.WATCH_INVERSION, empty_pb2.Empty(), name, None)
+
+        def resume(last: str, error: errors.WhyboxError) -> Call:
+            if isinstance(error, errors.NotFoundError):
+                raise error
+            return call(f"after {last}")
+
+        gone = errors.ConnectionFailedError("gone")
+        streaming: Streaming[str] = Streaming(call("first"), lambda reply: reply.request_id, bool, resume)
+        resuming = retrying.Resuming(streaming, backoff(Clock()))
+        assert resuming.call.request_id == "first"
+        with pytest.raises(errors.ConnectionFailedError):
+            retrying.Resuming(streaming, backoff(Clock())).seconds(gone)  # nothing has come yet
+        # It waits longer while nothing new comes between the breaks.
+        waits = [resuming.seconds(gone, last) for last in ("a", "a", None, "a", "b", "c")]
+        assert waits == [0.5, 1, 2, 4, 0.5, 0.5]
+        assert resuming.call.request_id == "after c"
+        with pytest.raises(errors.NotFoundError):
+            resuming.seconds(errors.NotFoundError("deleted"), "c")
+        plain: Streaming[str] = Streaming(call("first"), lambda reply: reply.request_id, bool)
+        with pytest.raises(errors.ConnectionFailedError):
+            retrying.Resuming(plain, backoff(Clock())).seconds(gone, "a")
 
     def test_the_waits_double_up_to_a_limit(self) -> None:
         full = [errors.OverloadedError("full") for _ in range(8)]
@@ -670,7 +717,8 @@ class TestConnections:
     @pytest.mark.parametrize("url", ["http://localhost:9", "http://127.0.0.1:9", "grpc://127.0.0.1:9"])
     def test_a_client_that_nobody_closed_is_no_trouble_at_the_end(self, url: str) -> None:
         code = (
-            "import sys, whybox_client\n"
+            "import logging, sys, whybox_client\n"
+            "logging.getLogger('asyncio').setLevel('ERROR')\n"  # slow steps are warnings
             "client = whybox_client.Client(sys.argv[1])\n"
             "assert client.ready() is False\n"
         )

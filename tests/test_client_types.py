@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from whybox_client import AsyncClient, Client, Detection, Detections, Evaluations, Explanation, Model
+from whybox_client import AsyncInversionJob, InversionEvent, InversionJob, InversionResult
+from whybox_client import Layout, LayoutObject
 from whybox_client import GroundTruth, SuppressedDetection, WhyboxError, errors, image_files
 
 Failed = WhyboxError | OSError | ValueError | TypeError
@@ -48,6 +50,18 @@ def waiting(pixels: NDArray[np.uint8]) -> None:
         assert_type(evaluations, Evaluations)
         assert_type(evaluations.of().values["odi"], float)
         assert_type(explanation.picture(), Image.Image)
+        objects = [LayoutObject("stop", (1, 2, 30, 40)), LayoutObject("yield", mask=pixels[..., 0] > 3)]
+        layout = Layout(64, 48, objects)
+        assert_type(layout, Layout)
+        job = client.invert(layout, model="signs", preset="paper", params={"iterations": 10}, image=pixels)
+        assert_type(job, InversionJob)
+        assert_type(job.wait(progress=True, timeout=60), InversionResult)
+        assert_type(job.watch(), Generator[InversionEvent, None, None])
+        assert_type(job.image(), Image.Image)
+        assert_type(job.result, InversionResult | None)
+        assert_type(job.cancel().state, str)
+        assert_type(client.inversions("running"), Generator[InversionJob, None, None])
+        client.invert({"width": 8, "height": 8, "objects": []}, model="signs")
         assert_type(client.explain_many("signs", "folder"), Generator[Explanation, None, None])
         for answer in client.explain_many("signs", image_files("f"), on_error="return", targets="x1", seed=3):
             assert_type(answer, Explanation | Failed)
@@ -64,6 +78,11 @@ async def awaited() -> None:
         assert_type(await client.evaluate("signs", "a.jpg"), Evaluations)
         async for partial in client.explain_stream("signs", "a.jpg", samples=100):
             assert_type(partial, Explanation)
+        job = await client.invert(Layout.load("layout.json"), model="signs")
+        assert_type(job, AsyncInversionJob)
+        assert_type(await job.wait(), InversionResult)
+        async for event in job.watch():
+            assert_type(event, InversionEvent)
         assert_type(client.explain_many("signs", "folder"), AsyncGenerator[Explanation, None])
         async for answer in client.detect_many("signs", (b"a" for _ in range(3)), on_error="return"):
             assert_type(answer, Detections | Failed)
@@ -85,6 +104,8 @@ WRONG = {
     'client.detect("m", 3)': "arg-type",
     'client.explain_stream("m", "a.jpg", budget=3)': "call-arg",
     'client.evaluate("m", "a.jpg", truth=["stop"])': "list-item",
+    'client.invert("layout.json", model="m")': "arg-type",
+    'client.invert({}, model="m", iterations=3)': "call-arg",
     'client.detect("m", "a.jpg", retries="many")': "arg-type",
     'next(client.explain_many("m", "f", on_error="return")).picture()': "union-attr",
 }

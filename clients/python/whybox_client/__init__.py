@@ -20,22 +20,34 @@ if TYPE_CHECKING:
     from whybox_client.errors import RequestError, ServiceError, WhyboxError
     from whybox_client.evaluations import Evaluation, Evaluations
     from whybox_client.folders import image_files
+    from whybox_client.inversions import (
+        Inversion,
+        InversionEvent,
+        InversionProgress,
+        InversionResult,
+        LayoutMatch,
+        LossCurve,
+    )
+    from whybox_client.jobs import AsyncInversionJob, InversionJob
+    from whybox_client.layouts import GroundTruth, Layout, LayoutObject
     from whybox_client.models import (
         InputLimits,
+        Invertible,
         Layer,
         Measure,
         Method,
         Model,
         Nms,
         Parameter,
+        Preset,
         SpatialShift,
     )
     from whybox_client.results import Detection, DetectionMaps, Detections, Explanation, HeatMap, Stage
-    from whybox_client.truth import GroundTruth
     from whybox_client.why_not import SuppressedDetection, WhyNot
 
 __all__ = [
     "AsyncClient",
+    "AsyncInversionJob",
     "Client",
     "Detection",
     "DetectionMaps",
@@ -46,12 +58,23 @@ __all__ = [
     "GroundTruth",
     "HeatMap",
     "InputLimits",
+    "Inversion",
+    "InversionEvent",
+    "InversionJob",
+    "InversionProgress",
+    "InversionResult",
+    "Invertible",
     "Layer",
+    "Layout",
+    "LayoutMatch",
+    "LayoutObject",
+    "LossCurve",
     "Measure",
     "Method",
     "Model",
     "Nms",
     "Parameter",
+    "Preset",
     "RequestError",
     "ServiceError",
     "SpatialShift",
@@ -67,9 +90,29 @@ _MODULES = {
     "errors": ("RequestError", "ServiceError", "WhyboxError"),
     "evaluations": ("Evaluation", "Evaluations"),
     "folders": ("image_files",),
-    "models": ("InputLimits", "Layer", "Measure", "Method", "Model", "Nms", "Parameter", "SpatialShift"),
+    "inversions": (
+        "Inversion",
+        "InversionEvent",
+        "InversionProgress",
+        "InversionResult",
+        "LayoutMatch",
+        "LossCurve",
+    ),
+    "jobs": ("AsyncInversionJob", "InversionJob"),
+    "layouts": ("GroundTruth", "Layout", "LayoutObject"),
+    "models": (
+        "InputLimits",
+        "Invertible",
+        "Layer",
+        "Measure",
+        "Method",
+        "Model",
+        "Nms",
+        "Parameter",
+        "Preset",
+        "SpatialShift",
+    ),
     "results": ("Detection", "DetectionMaps", "Detections", "Explanation", "HeatMap", "Stage"),
-    "truth": ("GroundTruth",),
     "why_not": ("SuppressedDetection", "WhyNot"),
 }
 _HOMES = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}

@@ -11,7 +11,8 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeAlias, TypeVar
 
 from whybox_client import defaults, flows, retrying, transports
 from whybox_client.batches import AsyncBatches, Batches
-from whybox_client.errors import ConnectionFailedError, WhyboxError
+from whybox_client.errors import ConnectionFailedError, DeadlineExceededError, WhyboxError
+from whybox_client.jobs import AsyncJobs, Jobs
 from whybox_client.retrying import Send, Wait
 from whybox_client.transports.credentials import Credentials, FilePath
 from whybox_client.transports.lines import HungUpError, Line
@@ -106,7 +107,7 @@ class _Common:
         return f"{type(self).__name__}({self.url!r}, timeout={self.timeout:g})"
 
 
-class Client(_Common, Batches):
+class Client(_Common, Batches, Jobs):
     """A client that waits for its answers. It may be shared by threads.
 
     Args:
@@ -153,7 +154,7 @@ class Client(_Common, Batches):
             step = next(steps)
             while True:
                 try:
-                    reply = self._take(step, line, send or self._transport.send)
+                    reply = self._take(step, line, send or self._send)
                 except WhyboxError as error:
                     step = steps.throw(error)
                 else:
@@ -169,9 +170,38 @@ class Client(_Common, Batches):
         with self._open():
             return send(step.call, step.seconds, line)
 
+    def _send(self, call: Call, seconds: float, line: Line) -> Reply:
+        if not call.operation.streams:
+            return self._transport.send(call, seconds, line)
+        with closing(self._transport.stream(call, seconds, line)) as replies:
+            return _answered(next(replies, None), call)
+
     def _stream(self, streaming: Streaming[T]) -> Generator[T, None, None]:
-        """Yield the results of a call as its replies come."""
+        """Yield the results of a call as its replies come; where it breaks, go on if that can be."""
         line = Line()
+        resuming = retrying.Resuming(streaming, self._backoff)
+        while True:
+            try:
+                reply, opened = self._opened(resuming.call, line)
+            except DeadlineExceededError as error:
+                line.pause(resuming.seconds(error))
+                continue
+            with closing(opened) as replies:
+                while True:
+                    result = streaming.read(reply)
+                    yield result
+                    if streaming.complete(result):
+                        return
+                    try:
+                        with self._open():
+                            reply = _answered(next(replies, None), resuming.call)
+                    except WhyboxError as error:
+                        wait = resuming.seconds(error, result)
+                        break
+            line.pause(wait)
+
+    def _opened(self, call: Call, line: Line) -> tuple[Reply, Generator[Reply, None, None]]:
+        """Return the first reply of a stream, and the others."""
         opened: list[Generator[Reply, None, None]] = []
 
         def first(call: Call, seconds: float, line: Line) -> Reply:
@@ -180,15 +210,8 @@ class Client(_Common, Batches):
             opened.append(replies)
             return _answered(reply, call)
 
-        reply = self._run(flows.once(streaming.call), line, first)
-        with closing(opened[-1]) as replies:
-            while True:
-                result = streaming.read(reply)
-                yield result
-                if streaming.complete(result):
-                    return
-                with self._open():
-                    reply = _answered(next(replies, None), streaming.call)
+        reply = self._run(flows.once(call), line, first)
+        return reply, opened[-1]
 
     def close(self) -> None:
         """Close the connections; calls that other threads wait for end with a `RuntimeError`."""
@@ -207,7 +230,7 @@ class Client(_Common, Batches):
         self.close()
 
 
-class AsyncClient(_Common, AsyncBatches):
+class AsyncClient(_Common, AsyncBatches, AsyncJobs):
     """The same client for asyncio: every method is awaited. It belongs to one event loop.
 
     Args:
@@ -254,7 +277,7 @@ class AsyncClient(_Common, AsyncBatches):
             step = next(steps)
             while True:
                 try:
-                    reply = await self._take(step, send or self._transport.send)
+                    reply = await self._take(step, send or self._send)
                 except WhyboxError as error:
                     step = steps.throw(error)
                 else:
@@ -270,8 +293,37 @@ class AsyncClient(_Common, AsyncBatches):
         with self._open():
             return await send(step.call, step.seconds)
 
+    async def _send(self, call: Call, seconds: float) -> Reply:
+        if not call.operation.streams:
+            return await self._transport.send(call, seconds)
+        async with aclosing(self._transport.stream(call, seconds)) as replies:
+            return _answered(await anext(replies, None), call)
+
     async def _stream(self, streaming: Streaming[T]) -> AsyncGenerator[T, None]:
-        """Yield the results of a call as its replies come."""
+        """Yield the results of a call as its replies come; where it breaks, go on if that can be."""
+        resuming = retrying.Resuming(streaming, self._backoff)
+        while True:
+            try:
+                reply, opened = await self._opened(resuming.call)
+            except DeadlineExceededError as error:
+                await asyncio.sleep(resuming.seconds(error))
+                continue
+            async with aclosing(opened) as replies:
+                while True:
+                    result = streaming.read(reply)
+                    yield result
+                    if streaming.complete(result):
+                        return
+                    try:
+                        with self._open():
+                            reply = _answered(await anext(replies, None), resuming.call)
+                    except WhyboxError as error:
+                        wait = resuming.seconds(error, result)
+                        break
+            await asyncio.sleep(wait)
+
+    async def _opened(self, call: Call) -> tuple[Reply, AsyncGenerator[Reply, None]]:
+        """Return the first reply of a stream, and the others."""
         opened: list[AsyncGenerator[Reply, None]] = []
 
         async def first(call: Call, seconds: float) -> Reply:
@@ -280,15 +332,8 @@ class AsyncClient(_Common, AsyncBatches):
             opened.append(replies)
             return _answered(reply, call)
 
-        reply = await self._run(flows.once(streaming.call), first)
-        async with aclosing(opened[-1]) as replies:
-            while True:
-                result = streaming.read(reply)
-                yield result
-                if streaming.complete(result):
-                    return
-                with self._open():
-                    reply = _answered(await anext(replies, None), streaming.call)
+        reply = await self._run(flows.once(call), first)
+        return reply, opened[-1]
 
     async def aclose(self) -> None:
         """Close the connections; calls that are awaited meanwhile end with a `RuntimeError`."""

@@ -14,14 +14,20 @@
      │   │   ├─ UnknownLayerError
      │   │   └─ UnknownParameterError
      │   ├─ NotFoundError            nothing at this address
+     │   ├─ UnknownInversionError    deleted, perhaps
+     │   ├─ ConflictError            the idempotency key belongs to another request
+     │   │   └─ InversionEndedError  what has ended cannot be cancelled
      │   ├─ RequestTooLargeError
      │   └─ ResponseTooLargeError    the answer would be; the message says how to ask for less
+     ├─ InversionFailedError         a layout inversion ended without a result; `type` says why
+     ├─ InversionCancelledError      it was cancelled
      └─ ServiceError                 the request may be fine
          ├─ OverloadedError          more requests than can be answered: later it can work
          ├─ UnavailableError         the model cannot answer now
          ├─ DeadlineExceededError    no answer in time
          ├─ RequestTimeoutError      the request reached the service too slowly
          ├─ InternalError            something broke in the service
+         ├─ StorageError             what has to be kept cannot be written
          ├─ NotServedError           the service has no such operation
          ├─ ConnectionFailedError    the service could not be reached, or hung up
          └─ InvalidAnswerError       what answered does not speak whybox
@@ -42,7 +48,7 @@ class WhyboxError(Exception):
 
     Attributes:
         type: stable name, such as ``unknown_label``: a row of `whybox_proto.errors.ERRORS`, or
-            ``connection_failed`` or ``invalid_answer`` where no service answered.
+            ``connection_failed`` or ``invalid_answer`` where no service answered, or ``cancelled``.
         message: what happened, in a sentence.
         field: path of the field at fault, such as ``select.labels[0]``; empty where none is.
         expected: what that field takes.
@@ -170,6 +176,24 @@ class NotFoundError(RequestError):
     default_type = "not_found"
 
 
+class UnknownInversionError(RequestError):
+    """There is no inversion of that name; it may have been deleted."""
+
+    default_type = "unknown_inversion"
+
+
+class ConflictError(RequestError):
+    """The request contradicts what is there: its idempotency key belongs to another request."""
+
+    default_type = "idempotency_conflict"
+
+
+class InversionEndedError(ConflictError):
+    """The inversion has ended, and cannot be cancelled any more."""
+
+    default_type = "inversion_ended"
+
+
 class RequestTooLargeError(RequestError):
     """The request is larger than the service reads."""
 
@@ -180,6 +204,16 @@ class ResponseTooLargeError(RequestError):
     """The answer would be larger than the service sends; the message says how to ask for less."""
 
     default_type = "response_too_large"
+
+
+class InversionFailedError(WhyboxError):
+    """A layout inversion failed; `type` and the other attributes are those of what went wrong in it."""
+
+
+class InversionCancelledError(WhyboxError):
+    """A layout inversion was cancelled."""
+
+    default_type = "cancelled"
 
 
 class ServiceError(WhyboxError):
@@ -214,6 +248,12 @@ class InternalError(ServiceError):
     """Something broke in the service."""
 
 
+class StorageError(ServiceError):
+    """The service cannot write what it has to keep, for want of space perhaps."""
+
+    default_type = "storage_failed"
+
+
 class NotServedError(ServiceError):
     """The service has no such operation."""
 
@@ -246,10 +286,13 @@ CLASSES: dict[str, type[WhyboxError]] = {
     "invalid_image": InvalidImageError,
     "unauthenticated": UnauthenticatedError,
     "unknown_model": UnknownModelError,
+    "unknown_inversion": UnknownInversionError,
     "not_found": NotFoundError,
     "method_not_allowed": InvalidRequestError,
     "not_acceptable": InvalidRequestError,
     "request_timeout": RequestTimeoutError,
+    "idempotency_conflict": ConflictError,
+    "inversion_ended": InversionEndedError,
     "request_too_large": RequestTooLargeError,
     "unsupported_media_type": InvalidRequestError,
     "response_too_large": ResponseTooLargeError,
@@ -258,4 +301,5 @@ CLASSES: dict[str, type[WhyboxError]] = {
     "not_implemented": NotServedError,
     "backend_unavailable": UnavailableError,
     "deadline_exceeded": DeadlineExceededError,
+    "storage_failed": StorageError,
 }

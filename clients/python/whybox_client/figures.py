@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from whybox_client import defaults, pictures, views
-from whybox_client.results import Detection, DetectionMaps, Detections, Explanation, HeatMap
+from whybox_client.results import Detection, DetectionMaps, Detections, Explanation, HeatMap, box_of
 from whybox_client.why_not import WhyNot
-from whybox_proto import maps
+from whybox_proto import maps, rle
 
 if TYPE_CHECKING:
+    from whybox_client.inversions import InversionResult
+    from whybox_client.layouts import Layout
     from whybox_client.results import Box
 
+_GROUND = (112, 112, 112)
 _GREY, _WHITE = (150, 150, 150), (255, 255, 255)
 
 
@@ -55,6 +58,55 @@ def explanation(answer: Explanation, *, rows: int | None = None) -> Image.Image:
         or [[pictures.Tile(whole, "no detections")]],
         footer=" · ".join(footer),
     )
+
+
+def layout(wanted: Layout, *, side: int | None = None) -> Image.Image:
+    """Draw a layout's boxes with their labels on grey; masks are filled.
+
+    Args:
+        wanted: the layout.
+        side: longer side of the picture; None: as large as the layout, (H, W).
+    """
+    whole = wanted.from_message(wanted.to_message())  # every object with its box, masks as counts
+    colors = {label: pictures.label_color(i) for i, label in enumerate(_labels(whole))}
+    ground = Image.new("RGB", (whole.width, whole.height), _GROUND)
+    for thing in whole.objects:
+        if isinstance(thing.mask, str):
+            pictures.fill(ground, rle.decode(thing.mask, whole.height, whole.width), colors[thing.label])
+    everything = 0.0, 0.0, float(whole.width), float(whole.height)
+    shown = ground if side is None else pictures.fit(ground, side)
+    return pictures.draw_boxes(
+        shown,
+        [
+            pictures.Labelled(_seen(box_of(one.box or ()), everything, shown), one.label, colors[one.label])
+            for one in whole.objects
+        ],
+    )
+
+
+def losses(result: InversionResult, *, size: tuple[int, int] = (640, 400)) -> Image.Image:
+    """Draw an inversion's loss curves, on a logarithmic scale; `size` is (W, H)."""
+    curves = [(curve.name, curve.iterations, curve.values) for curve in result.losses.values()]
+    return pictures.curves(curves, size)
+
+
+def inversion(result: InversionResult) -> Image.Image:
+    """Set what came of an inversion as a contact sheet.
+
+    In a row: the layout, the picture that was found, what the model finds in it, and the loss curves.
+    """
+    wanted = layout(result.layout, side=pictures.TILE_SIDE)
+    row = [pictures.Tile(wanted, "layout")]
+    if result.source is not None:
+        whole = pictures.fit(result.image)
+        everything = _everything(result.detections)
+        found = pictures.draw_boxes(
+            whole, [_labelled(d, _seen(d.box, everything, whole)) for d in result.detections]
+        )
+        row += [pictures.Tile(whole, "picture"), pictures.Tile(found, f"{len(result.detections)} detections")]
+    if result.losses:
+        row.append(pictures.Tile(losses(result, size=(pictures.TILE_SIDE, wanted.height)), "losses"))
+    return pictures.contact_sheet([row], footer=f"{result.detections.model}: {result.match}")
 
 
 def why_not(answer: WhyNot) -> Image.Image:
@@ -99,6 +151,10 @@ def _maps(
             ground, values, box=_seen(detection.box, view, ground), signed=heat_map.signed
         )
         yield pictures.Tile(tile, f"{target} · {detection}{zoom}")
+
+
+def _labels(wanted: Layout) -> list[str]:
+    return list(dict.fromkeys(thing.label for thing in wanted.objects))
 
 
 def _everything(detections: Detections) -> Box:

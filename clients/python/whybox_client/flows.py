@@ -6,31 +6,47 @@
 from __future__ import annotations
 
 import math
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar, Unpack
 
 from google.protobuf import empty_pb2
 from google.protobuf.message import DecodeError, Message
 
-from whybox_client import images, requests
-from whybox_client.errors import InvalidAnswerError, ServiceError
+from whybox_client import images, requests, retrying
+from whybox_client.errors import (
+    DeadlineExceededError,
+    InvalidAnswerError,
+    InversionEndedError,
+    NotFoundError,
+    ServiceError,
+    WhyboxError,
+)
 from whybox_client.evaluations import Evaluations
 from whybox_client.images import ImageFormat, ImageLike, Picture
+from whybox_client.inversions import Inversion, InversionEvent
+from whybox_client.layouts import GroundTruth, Layout, LayoutLike
 from whybox_client.models import Model, Nms, ParameterValue
 from whybox_client.notebooks import Screen
 from whybox_client.requests import Expected, Integers, Strings
 from whybox_client.results import Detections, Explanation
 from whybox_client.settings import ExplainSettings
-from whybox_client.truth import GroundTruth
 from whybox_client.wire import (
+    CANCEL_INVERSION,
+    CREATE_INVERSION,
+    DELETE_INVERSION,
     DETECT,
     EVALUATE,
     EXPLAIN,
     EXPLAIN_STREAM,
+    GET_INVERSION,
     GET_MODEL,
+    LIST_INVERSIONS,
     LIST_MODELS,
     READY,
+    WATCH_INVERSION,
     Call,
     Flow,
     Operation,
@@ -43,6 +59,11 @@ M = TypeVar("M", bound=Message)
 T = TypeVar("T")
 
 _PAGE_SIZE = 1000
+_INVERSIONS_PAGE_SIZE = 100
+# A connection that is watched is made anew after so long: one that died without a word is not waited for.
+_CONNECTION_S = 300.0
+# As often as the time allows.
+_MANY = 1_000_000
 
 
 def models(
@@ -259,7 +280,7 @@ def explain(
         "retries": retries,
     }
     picture, request = _explain_request(model, image, settings)
-    reply = yield _call(EXPLAIN, request, timeout, retries, request_id, seconds)
+    reply = yield _explain_call(EXPLAIN, request, settings, request_id)
     return _read_explanation(reply, picture, request)
 
 
@@ -292,14 +313,7 @@ def explain_stream(
     picture, request = _explain_request(model, image, settings)
     screen = Screen()
     return Streaming(
-        _call(
-            EXPLAIN_STREAM,
-            request,
-            settings.get("timeout"),
-            settings.get("retries"),
-            request_id,
-            settings.get("seconds"),
-        ),
+        _explain_call(EXPLAIN_STREAM, request, settings, request_id),
         lambda reply: _read_explanation(reply, picture, request, screen),
         lambda explanation: explanation.final,
     )
@@ -331,18 +345,138 @@ def evaluate(
     """
     picture, explained = _explain_request(model, image, settings)
     request = requests.evaluate(explained, truth, picture, measures)
-    reply = yield _call(
-        EVALUATE,
-        request,
-        settings.get("timeout"),
-        settings.get("retries"),
-        request_id,
-        settings.get("seconds"),
-    )
+    reply = yield _explain_call(EVALUATE, request, settings, request_id)
     return _read(
         reply,
         explainer_pb2.EvaluateResponse(),
         lambda response: Evaluations.from_message(response, picture, reply.request_id),
+    )
+
+
+def invert(
+    layout: LayoutLike,
+    *,
+    model: str,
+    preset: str | None = None,
+    params: Mapping[str, ParameterValue] | None = None,
+    seed: int = 0,
+    image: ImageLike | None = None,
+    priority: int = 0,
+    idempotency_key: str | None = None,
+    timeout: float | None = None,
+    retries: int | None = None,
+    request_id: str | None = None,
+) -> Flow[Inversion]:
+    """Start a layout inversion; see `whybox_client.jobs.Jobs.invert`."""
+    picture = None if image is None else images.encode(image)
+    key = uuid.uuid4().hex if idempotency_key is None else idempotency_key
+    request = requests.invert(
+        Layout.of(layout),
+        model=model,
+        preset=preset,
+        params=params or {},
+        seed=seed,
+        image=picture,
+        priority=priority,
+        idempotency_key=key,
+    )
+    operation = replace(CREATE_INVERSION, safe=bool(key))
+    reply = yield _call(operation, request, timeout, retries, request_id)
+    return (yield from _pictured(reply))
+
+
+def inversion(name: str) -> Flow[Inversion]:
+    """Ask how an inversion is; of one that has succeeded, with its picture."""
+    request = explainer_pb2.GetInversionRequest(name=requests.inversion_name(name))
+    return (yield from _pictured((yield _call(GET_INVERSION, request, None, None, None))))
+
+
+def inversions(state: str | None, page_token: str) -> Flow[tuple[list[Inversion], str]]:
+    """Ask for a page of inversions; return them and the token of the next page, empty at the last."""
+    request = explainer_pb2.ListInversionsRequest(
+        page_size=_INVERSIONS_PAGE_SIZE, page_token=page_token, state=state or ""
+    )
+    reply = yield _call(LIST_INVERSIONS, request, None, None, None)
+    return _read(
+        reply,
+        explainer_pb2.ListInversionsResponse(),
+        lambda page: (
+            [Inversion.from_message(one, brief=True) for one in page.inversions],
+            page.next_page_token,
+        ),
+    )
+
+
+def cancel_inversion(name: str) -> Flow[Inversion]:
+    """Cancel an inversion; nothing happens to one that is cancelled already."""
+    request = explainer_pb2.CancelInversionRequest(name=requests.inversion_name(name))
+    try:
+        reply = yield _call(CANCEL_INVERSION, request, None, None, None)
+    except InversionEndedError:
+        # It may have been this very call that cancelled it, where its first answer was lost.
+        found = yield from inversion(name)
+        if found.state != "cancelled":
+            raise
+        return found
+    return _read(reply, explainer_pb2.Inversion(), Inversion.from_message)
+
+
+def delete_inversion(name: str) -> Flow[None]:
+    """Delete an inversion and its pictures."""
+    request = explainer_pb2.DeleteInversionRequest(name=requests.inversion_name(name))
+    yield _call(DELETE_INVERSION, request, None, None, None)
+
+
+def inversion_picture(name: str) -> Flow[Picture]:
+    """Ask for the latest picture of an inversion.
+
+    It is what the first event of a watch brings, so that both transports tell the same.
+
+    Raises:
+        NotFoundError: while there is none.
+    """
+    reply = yield _watch_call(name)
+    event = _read_event(reply, None)
+    if event.source is None:
+        raise NotFoundError(
+            f"{event.inversion.name} has no picture yet: it is {event.state}", request_id=reply.request_id
+        )
+    return event.source
+
+
+def watch_inversion(
+    name: str, timeout: float | None = None, clock: Callable[[], float] = time.monotonic
+) -> Streaming[InversionEvent]:
+    """Follow an inversion to its end, over as many connections as that takes.
+
+    Args:
+        name: of the inversion.
+        timeout: seconds for all of it; None: no end.
+        clock: seconds, ever rising.
+    """
+    seconds = math.inf if timeout is None else retrying.positive(timeout)
+    until = clock() + seconds
+    screen = Screen()
+
+    def call(seconds: float, last_event_id: str = "") -> Call:
+        lasting = min(seconds, _CONNECTION_S)
+        return replace(_watch_call(name, last_event_id), retries=_MANY, lasting=lasting)
+
+    def resume(last: InversionEvent, error: WhyboxError) -> Call:
+        if not isinstance(error, (*retrying.PASSING, DeadlineExceededError)):
+            raise error
+        if (left := until - clock()) <= 0:
+            raise DeadlineExceededError(
+                f"{last.inversion.name} is {last.state} after {seconds:g} s, and goes on",
+                request_id=error.request_id,
+            )
+        return call(left, last.id)
+
+    return Streaming(
+        call(seconds),
+        lambda reply: _read_event(reply, screen),
+        lambda event: event.inversion.ended,
+        resume,
     )
 
 
@@ -372,11 +506,41 @@ def _call(
     timeout: float | None,
     retries: int | None,
     request_id: str | None,
-    seconds: float | None = None,
+    work: float = 0.0,
 ) -> Call:
+    return Call(operation, request, request_id or uuid.uuid4().hex, timeout, retries, work)
+
+
+def _watch_call(name: str, last_event_id: str = "") -> Call:
+    request = explainer_pb2.WatchInversionRequest(
+        name=requests.inversion_name(name), last_event_id=last_event_id
+    )
+    return _call(WATCH_INVERSION, request, None, None, None)
+
+
+def _read_event(reply: Reply, screen: Screen | None) -> InversionEvent:
+    return _read(
+        reply,
+        explainer_pb2.InversionEvent(),
+        lambda event: InversionEvent.from_message(event, screen),
+    )
+
+
+def _pictured(reply: Reply) -> Flow[Inversion]:
+    """Read an inversion; where there is a result, get its picture too."""
+    found = _read(reply, explainer_pb2.Inversion(), Inversion.from_message)
+    if found.result is None:
+        return found
+    return _read_event((yield _watch_call(found.name)), None).inversion
+
+
+def _explain_call(
+    operation: Operation, request: Message, settings: ExplainSettings, request_id: str | None
+) -> Call:
+    seconds = settings.get("seconds")
     # A budget that cannot be is for the service to refuse.
     work = seconds if seconds is not None and 0 < seconds < math.inf else 0.0
-    return Call(operation, request, request_id or uuid.uuid4().hex, timeout, retries, work)
+    return _call(operation, request, settings.get("timeout"), settings.get("retries"), request_id, work)
 
 
 def _explain_request(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from google.protobuf import json_format
+from google.protobuf import json_format, struct_pb2
 from google.protobuf.message import Message
 
 from whybox_client.floats import shortest
@@ -149,6 +150,37 @@ class InputLimits:
 
 
 @dataclass(frozen=True)
+class Preset:
+    """Values of a layout inversion's parameters under a name.
+
+    Attributes:
+        params: by name.
+    """
+
+    name: str
+    description: str
+    params: Mapping[str, ParameterValue] = field(hash=False)
+
+
+@dataclass(frozen=True)
+class Invertible:
+    """What a layout inversion of a model takes.
+
+    Attributes:
+        params: with the defaults of the first preset.
+        max_pixels: most pixels of a layout; `min_side`: its shortest side; `max_objects`: most objects in it.
+        masks: objects may have masks.
+    """
+
+    params: tuple[Parameter, ...]
+    presets: tuple[Preset, ...]
+    max_pixels: int
+    min_side: int
+    max_objects: int
+    masks: bool
+
+
+@dataclass(frozen=True)
 class Model:
     """What a model is and what can be asked of it.
 
@@ -159,6 +191,7 @@ class Model:
         ready: whether a worker can answer now.
         measures: what `Client.evaluate` can measure.
         spatial_shifts: what `whybox diagnose` found, a layer each; empty: it was not asked.
+        inversion: what `Client.invert` takes; None: the model cannot be inverted.
     """
 
     name: str
@@ -176,6 +209,7 @@ class Model:
     ready: bool
     measures: tuple[Measure, ...] = ()
     spatial_shifts: tuple[SpatialShift, ...] = ()
+    inversion: Invertible | None = None
 
     @classmethod
     def from_message(cls, model: types_pb2.Model) -> Model:
@@ -216,7 +250,30 @@ class Model:
                 for measure in model.measures
             ),
             spatial_shifts=tuple(map(_shift, model.spatial_shifts)),
+            inversion=_invertible(model.inversion) if model.HasField("inversion") else None,
         )
+
+
+def params_of(struct: struct_pb2.Struct) -> dict[str, ParameterValue]:
+    """Read parameters by name; whole numbers are integers again."""
+    values: dict[str, Any] = json_format.MessageToDict(struct)
+    return {
+        name: int(value) if isinstance(value, float) and value.is_integer() else value
+        for name, value in sorted(values.items())
+    }
+
+
+def _invertible(inversion: types_pb2.Invertible) -> Invertible:
+    return Invertible(
+        params=tuple(map(_parameter, inversion.params)),
+        presets=tuple(
+            Preset(preset.name, preset.description, params_of(preset.params)) for preset in inversion.presets
+        ),
+        max_pixels=inversion.max_pixels,
+        min_side=inversion.min_side,
+        max_objects=inversion.max_objects,
+        masks=inversion.masks,
+    )
 
 
 def _shift(shift: types_pb2.SpatialShift) -> SpatialShift:
@@ -241,23 +298,24 @@ def _method(method: types_pb2.Method) -> Method:
     return Method(
         name=method.name,
         description=method.description,
-        params=tuple(
-            Parameter(
-                name=parameter.name,
-                type=parameter.type,
-                default=_default(parameter),
-                minimum=_optional(parameter, "minimum"),
-                maximum=_optional(parameter, "maximum"),
-                choices=tuple(parameter.choices),
-                description=parameter.description,
-            )
-            for parameter in method.params
-        ),
+        params=tuple(map(_parameter, method.params)),
         targets=tuple(method.targets),
         layers=tuple(method.layers),
         default_layer=method.default_layer,
         sampling=method.sampling,
         combines_layers=method.combines_layers,
+    )
+
+
+def _parameter(parameter: types_pb2.Parameter) -> Parameter:
+    return Parameter(
+        name=parameter.name,
+        type=parameter.type,
+        default=_default(parameter),
+        minimum=_optional(parameter, "minimum"),
+        maximum=_optional(parameter, "maximum"),
+        choices=tuple(parameter.choices),
+        description=parameter.description,
     )
 
 

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from whybox_client.inversions import InversionEvent
     from whybox_client.results import Explanation
 
 
@@ -16,14 +17,14 @@ class Screen:
     def __init__(self) -> None:
         self._handle: Any = None
 
-    def show(self, explanation: Explanation) -> None:
+    def show(self, result: Explanation | InversionEvent) -> None:
         """Show a result: in a notebook its picture; elsewhere a line of text."""
         if not _in_a_notebook():
-            print(explanation)
+            print(result)
         elif self._handle is None:
-            self._handle = import_module("IPython.display").display(explanation, display_id=True)
+            self._handle = import_module("IPython.display").display(result, display_id=True)
         else:
-            self._handle.update(explanation)
+            self._handle.update(result)
 
 
 def _in_a_notebook() -> bool:

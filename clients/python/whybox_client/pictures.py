@@ -26,6 +26,7 @@ _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 _PAPER, _INK = (255, 255, 255), (24, 24, 28)
 _GAP = 8
 _TITLE_SIZE = 15
+_SMALL_SIZE = 13
 _TITLE_HEIGHT = 22
 
 
@@ -118,6 +119,50 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Labelled]) -> Image.Image:
         draw.rectangle(_pixels(labelled.box, image), outline=labelled.color, width=width)
     for labelled in reversed([box for box in boxes if box.text]):
         _write_label(draw, labelled, image.size, font)
+    return drawn
+
+
+def fill(image: Image.Image, mask: NDArray[np.bool_], color: Color) -> None:
+    """Tint the pixels of a mask, bool (H, W), half with a colour."""
+    half = Image.fromarray(mask.astype(np.uint8) * 128)
+    image.paste(color, (0, 0), half)
+
+
+def curves(
+    lines: Sequence[tuple[str, Sequence[float], Sequence[float]]], size: tuple[int, int]
+) -> Image.Image:
+    """Draw curves on a logarithmic scale, each in its colour, with their names and the ends of both axes.
+
+    What is not above 0 has no logarithm and is left out.
+
+    Args:
+        lines: name, x and y of each curve.
+        size: (W, H) of the picture, in pixels.
+
+    Returns:
+        A new RGB image.
+    """
+    drawn = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(drawn)
+    font = _font(_SMALL_SIZE)
+    left, top, right, bottom = _GAP, _GAP, size[0] - _GAP, size[1] - _TITLE_HEIGHT
+    draw.rectangle((left, top, right, bottom), outline=_INK)
+    kept = [(name, [(x, y) for x, y in zip(xs, ys, strict=True) if y > 0]) for name, xs, ys in lines]
+    points = np.array([point for _, line in kept for point in line], np.float64).reshape(-1, 2)  # [N, 2]
+    if points.size:
+        points[:, 1] = np.log10(points[:, 1])
+        low, high = points.min(0), points.max(0)
+        span = np.where(high > low, high - low, 1.0)
+        for i, (name, line) in enumerate(kept):
+            at = (np.array([(x, np.log10(y)) for x, y in line]).reshape(-1, 2) - low) / span
+            xs = left + at[:, 0] * (right - left)
+            ys = bottom - at[:, 1] * (bottom - top)
+            draw.line(list(zip(xs, ys, strict=True)), fill=label_color(i), width=2)
+            draw.text((right - _GAP, top + 4 + i * _SMALL_SIZE), name, label_color(i), font, anchor="ra")
+        draw.text((left + 4, top + 2), f"{10 ** high[1]:.3g}", _INK, font)
+        draw.text((left + 4, bottom - 2), f"{10 ** low[1]:.3g}", _INK, font, anchor="lb")
+        draw.text((left, bottom + 4), f"{low[0]:g}", _INK, font)
+        draw.text((right, bottom + 4), f"{high[0]:g}", _INK, font, anchor="ra")
     return drawn
 
 

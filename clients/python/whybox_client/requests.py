@@ -9,14 +9,17 @@ from typing import Any, TypeAlias, TypedDict, TypeVar
 from google.protobuf.message import Message
 
 from whybox_client.images import Picture
+from whybox_client.layouts import GroundTruth, Layout, message_of
 from whybox_client.models import Nms, ParameterValue
-from whybox_client.truth import GroundTruth, layout_of
+from whybox_proto.errors import shorten
 from whybox_proto.v1 import explainer_pb2, types_pb2
 
 Strings: TypeAlias = str | Sequence[str]
 Integers: TypeAlias = int | Sequence[int]
 #: An object that a caller expected: its box [x1, y1, x2, y2] and its label.
 Expected: TypeAlias = tuple[Sequence[float], str]
+
+_INVERSIONS = "inversions/"
 
 R = TypeVar("R", explainer_pb2.DetectRequest, explainer_pb2.ExplainRequest)
 
@@ -83,13 +86,7 @@ def explain(
     _fill(request, {"method": method, "targets": _several(targets), "layer": joined, "seed": seed})
     _fill(request.budget, {"seconds": seconds, "samples": samples})
     _fill(request, {"evaluate": evaluate or None})
-    for name, value in params.items():
-        try:
-            request.params[name] = value
-        except (TypeError, ValueError) as error:
-            raise type(error)(
-                f"params[{name!r}] is a number, a boolean or a string; got {value!r}"
-            ) from error
+    _fill_params(request, params)
     _fill(request.output, {"size": output_size, "encoding": encoding, "max_side": max_side})
     return request
 
@@ -108,8 +105,51 @@ def evaluate(
     request = explainer_pb2.EvaluateRequest(explain=explain)
     _fill(request, {"measures": _several(measures)})
     if truth:
-        request.truth.CopyFrom(layout_of(truth, picture))
+        width, height = picture.pixels.size
+        request.truth.CopyFrom(message_of(truth, width, height, name="truth"))
     return request
+
+
+def invert(
+    layout: Layout,
+    *,
+    model: str,
+    preset: str | None,
+    params: Mapping[str, ParameterValue],
+    seed: int,
+    image: bytes | None,
+    priority: int,
+    idempotency_key: str,
+) -> explainer_pb2.CreateInversionRequest:
+    """Build the request of an `invert` call.
+
+    Raises:
+        TypeError: for an argument of a type that its field cannot hold.
+        ValueError: for a number that its field cannot hold, or two presets.
+    """
+    request = explainer_pb2.CreateInversionRequest(layout=layout.to_message())
+    _fill(request, {"model": model, "seed": seed, "image": image, "priority": priority})
+    _fill(request, {"idempotency_key": idempotency_key})
+    if preset is not None:
+        if params.get("preset", preset) != preset:
+            raise ValueError(
+                f"preset and params['preset'] contradict each other: {preset!r}, {params['preset']!r}"
+            )
+        params = {"preset": preset, **params}
+    _fill_params(request, params)
+    return request
+
+
+def inversion_name(name: str) -> str:
+    """Return the full name, ``inversions/ID``, of an inversion that is named so, or by its id.
+
+    Raises:
+        ValueError: for what names none.
+    """
+    inversion_id = name.removeprefix(_INVERSIONS)
+    if not inversion_id or "/" in inversion_id or inversion_id in (".", ".."):
+        raise ValueError(f"an inversion is named inversions/ID, or by its ID; got {shorten(name)!r}")
+    return _INVERSIONS + inversion_id
 
 
 def expected_of(
@@ -148,6 +188,19 @@ def _filled(
     _fill(request.nms, asdict(nms) if isinstance(nms, Nms) else {"kind": nms})
     _fill(request.nms, {"explain_suppressed": suppression["explain_suppressed"] or None})
     return request
+
+
+def _fill_params(
+    request: explainer_pb2.ExplainRequest | explainer_pb2.CreateInversionRequest,
+    params: Mapping[str, ParameterValue],
+) -> None:
+    for name, value in params.items():
+        try:
+            request.params[name] = value
+        except (TypeError, ValueError) as error:
+            raise type(error)(
+                f"params[{name!r}] is a number, a boolean or a string; got {value!r}"
+            ) from error
 
 
 def _several(values: Any) -> list[Any]:

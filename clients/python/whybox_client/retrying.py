@@ -14,10 +14,10 @@ import random
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from whybox_client import errors
-from whybox_client.wire import Call, Flow, Reply
+from whybox_client.wire import Call, Flow, Reply, Streaming
 
 T = TypeVar("T")
 
@@ -75,6 +75,40 @@ class Backoff:
         return (error.retry_after or 0.0) + self.uniform(0.0, longest)
 
 
+class Resuming(Generic[T]):
+    """Where a stream goes on that broke, and when.
+
+    Attributes:
+        call: that opens the stream, anew after a break.
+    """
+
+    def __init__(self, streaming: Streaming[T], backoff: Backoff) -> None:
+        self.call = streaming.call
+        self._streaming = streaming
+        self._backoff = backoff
+        self._breaks = 0
+        self._last: T | None = None
+
+    def seconds(self, error: errors.WhyboxError, last: T | None = None) -> float:
+        """Set the call that goes on, and return how long to wait before it.
+
+        The wait grows from break to break while nothing comes between them.
+
+        Args:
+            error: what broke the stream, or kept it from being opened anew.
+            last: the last result since it was opened; None: there was none.
+
+        Raises:
+            WhyboxError: if the stream cannot go on.
+        """
+        self._breaks = self._breaks + 1 if last in (None, self._last) else 0
+        self._last = self._last if last is None else last
+        if self._streaming.resume is None or self._last is None:
+            raise error
+        self.call = self._streaming.resume(self._last, error)
+        return self._backoff.seconds(error, self._breaks)
+
+
 def persist(flow: Flow[T], timeout: float, retries: int, backoff: Backoff) -> Steps[T]:
     """Run a flow, with its calls asked again where that is safe and can help.
 
@@ -92,6 +126,7 @@ def persist(flow: Flow[T], timeout: float, retries: int, backoff: Backoff) -> St
     try:
         call = next(flow)
         left = positive(timeout + call.work if call.timeout is None else call.timeout)
+        left = min(left, call.lasting or left)
         deadline = backoff.clock() + left
         while True:
             try:
@@ -111,7 +146,7 @@ def _attempts(call: Call, left: float, deadline: float, retries: int, backoff: B
     retry = 0
     while True:
         try:
-            reply = yield Send(call, left)
+            reply = yield Send(call, call.lasting or left)
         except PASSING as error:
             if retry >= retries or not call.operation.safe:
                 raise

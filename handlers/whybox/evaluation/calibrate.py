@@ -103,7 +103,7 @@ def run(options: Options, say: Callable[[str], None] = print) -> Choice:
     say("\n\n".join(filter(None, (head, table(results), sides(results)))))
     best = choose(results, [*layers, *pairs])
     choice = choose(results, affordable(results, [*layers, *pairs], options.cost))
-    say(f"{choice.variant.label}: {choice.why}")
+    say(f"{choice.variant.label}: {choice.why} that cost at most {options.cost:g} forward passes a map")
     if best.variant != choice.variant:
         say(f"At any cost {best.variant.label}: {best.why}")
     if options.write:

@@ -35,22 +35,21 @@ def change(seen: Seen, settings: Settings, seed: int, iteration: int) -> Seen:
 
     The same seed and iteration give the same change. What is moved in at a border repeats the border.
     """
-    strength = settings.strength(iteration)
     # A move stays for `jitter_every` iterations; all else is drawn for each.
     moved = torch.rand(2, generator=generator(seed, iteration // settings.jitter_every * 2))
     random = generator(seed, iteration * 2 + 1)
     size, colours = (torch.rand(n, generator=random) * 2 - 1 for n in (1, 5))
     if settings.jitter:
-        seen = _move(seen, settings.jitter, (moved * 2 - 1) * strength)
+        seen = _move(seen, settings.jitter, moved * 2 - 1)
     if settings.scale:
-        seen = _scale(seen, 1 + strength * settings.scale * float(size))
+        seen = _scale(seen, 1 + settings.scale * float(size))
     picture = seen.picture
     if settings.contrast:
-        by = (strength * settings.contrast * colours).to(picture)
+        by = (settings.contrast * colours).to(picture)
         picture = (picture - 0.5) * (1 + by[0]) + 0.5 + 0.5 * by[1] + 0.3 * by[2:, None, None]
     if settings.noise:
         rough = torch.randn(picture.shape, generator=random).to(picture)
-        picture = picture + strength * settings.noise * rough
+        picture = picture + settings.noise * rough
     return Seen(picture, seen.boxes, seen.masks)
 
 

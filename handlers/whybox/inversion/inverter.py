@@ -148,8 +148,8 @@ class Inverter:
         frame = batch.frames[0]
         objects = Objects(frame.to_network(seen.boxes), self.layout.labels)
         parts: dict[str, Tensor] = {}
-        deviation = settings.channel_noise * settings.strength(iteration)
-        with uneven_channels(self.detector, deviation, generator(~self.seed, iteration)):
+        random = generator(~self.seed, iteration)
+        with uneven_channels(self.detector, settings.channel_noise, random):
             stages = self.detector.propose(batch, objects.boxes if settings.single else None)
         weights = {
             "cls": settings.weight_cls,

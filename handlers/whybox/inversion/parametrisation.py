@@ -14,6 +14,11 @@ from torch import Tensor
 from whybox.inversion.filters import blur
 
 OCTAVES = 6
+
+COLOURS = ((0.5628, 0.1948, 0.0433), (0.5845, 0.0, -0.1082), (0.5845, -0.1948, 0.0649))
+"""Columns: the directions in which colours of photographs scatter, by how far. Grey moves fastest, so that what
+is made looks less garish. Source: Olah, Mordvintsev and Schubert, "Feature Visualization", Distill 2017."""
+
 _LEAST, _MOST = 1 / 255, 254 / 255  # of a pixel that a pyramid is made of; 0 and 1 lie at infinity
 
 
@@ -21,25 +26,27 @@ def start(kind: str, picture: Tensor) -> list[Tensor]:
     """Return the tensors that make a picture: inverse of `picture_of`.
 
     Args:
-        kind: ``pixels``, or ``pyramid``: a sum of pictures of the full size, half of it and so on through a
-            sigmoid, so that one step changes what is large as fast as what is small.
+        kind: ``pixels``, or ``pyramid``: a sum of pictures of the full size, half of it and so on, their
+            colours by `COLOURS`, through a sigmoid: one step changes what is large as fast as what is small.
         picture: float (3, H, W), 0 to 1.
     """
     if kind == "pixels":
         return [picture.clone()]
     height, width = picture.shape[1:]
+    colours = picture.new_tensor(COLOURS)
     smaller = [picture.new_zeros(3, max(1, height >> i), max(1, width >> i)) for i in range(1, OCTAVES)]
-    return [picture.clamp(_LEAST, _MOST).logit(), *smaller]
+    return [torch.einsum("ij,jhw->ihw", colours.inverse(), picture.clamp(_LEAST, _MOST).logit()), *smaller]
 
 
 def picture_of(kind: str, tensors: Sequence[Tensor]) -> Tensor:
     """Make the picture: float (3, H, W), 0 to 1, differentiable by the tensors."""
     if kind == "pixels":
         return tensors[0]
-    total = tensors[0]
-    for part in tensors[1:]:
-        total = total + F.interpolate(part[None], total.shape[1:], mode="bilinear", align_corners=False)[0]
-    return total.sigmoid()
+    total = tensors[-1]
+    for part in reversed(tensors[:-1]):
+        larger = F.interpolate(total[None], part.shape[1:], mode="bilinear", align_corners=False)[0]
+        total = part + larger
+    return torch.einsum("ij,jhw->ihw", total.new_tensor(COLOURS), total).sigmoid()
 
 
 @torch.no_grad()

@@ -58,7 +58,7 @@ class Settings:
     )
     background: bool = _setting(True, "what fits no object of the layout shall not be found")
     candidates: int = _setting(4, "matched to each object", 1, 100)
-    classification: str = _setting("focal", "loss of the classes", choices=("focal", "cross-entropy"))
+    classification: str = _setting("cross-entropy", "loss of the classes", choices=("focal", "cross-entropy"))
     weight_cls: float = _setting(1.0, "of the classes", 0, 1e4)
     weight_reg: float = _setting(1.0, "of the boxes (generalised IoU)", 0, 1e4)
     weight_mask: float = _setting(1.0, "of the masks", 0, 1e4)
@@ -74,11 +74,11 @@ class Settings:
     )
     init_std: float = _setting(0.05, "of the noise that it starts from, around the middle grey", 0, 1)
     optimiser: str = _setting("adam", "of the picture", choices=("adam", "sgd"))
-    learning_rate: float = _setting(0.02, "of the first iteration", 1e-6, 100)
+    learning_rate: float = _setting(0.05, "of the first iteration", 1e-6, 100)
     momentum: float = _setting(0.9, "of the optimiser", 0, 0.999)
     decay: float = _setting(1.0, "factor of the learning rate, every `decay_every` iterations", 0.01, 1)
     decay_every: int = _setting(300, "iterations", 1, 20_000)
-    tv_weight: float = _setting(0.0, "of the total variation, summed over the pixels", 0, 1e3)
+    tv_weight: float = _setting(3e-3, "of the total variation, summed over the pixels", 0, 1e3)
     tv_exponent: float = _setting(2.0, "of the total variation", 1, 4)
     norm_weight: float = _setting(0.0, "of the distance from the middle grey, summed over the pixels", 0, 1e3)
     norm_exponent: float = _setting(6.0, "of that distance", 1, 12)
@@ -94,16 +94,16 @@ class Settings:
     contrast: float = _setting(
         0.2, "by which contrast, brightness and colours are changed at most, at random", 0, 1
     )
-    noise: float = _setting(0.1, "standard deviation of the noise added before the detector looks", 0, 1)
+    noise: float = _setting(0.02, "standard deviation of the noise added before the detector looks", 0, 1)
     channel_noise: float = _setting(
         0.1, "by which each channel of the backbone is weakened or strengthened, standard deviation", 0, 1
     )
     settle: float = _setting(
-        0.25, "share of the iterations, the last ones, in which random changes and steps fade out", 0, 1
+        0.6, "share of the iterations, the last ones, in which the steps become small", 0, 1
     )
 
     def strength(self, iteration: int) -> float:
-        """Of random changes and steps in an iteration, counted from 0: 1, and in the end towards 0."""
+        """Of the step in an iteration, counted from 0: 1, and in the end towards 0."""
         left = (self.iterations - iteration) / self.iterations
         return min(1.0, left / self.settle) if self.settle else 1.0
 

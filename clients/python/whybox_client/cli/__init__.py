@@ -1,8 +1,8 @@
 """`whybox` on the command line.
 
-Exit codes: 0 all done; 1 an image, a recipe or the request was refused, or `doctor` found a problem; 2 the
-command line is wrong; 3 the service could not be reached or broke down, and nothing else was wrong;
-130 Ctrl-C.
+Exit codes: 0 all done; 1 an image, a recipe, a layout or the request was refused, a job failed, or `doctor`
+found a problem; 2 the command line is wrong; 3 the service could not be reached or broke down, and nothing
+else was wrong; 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from whybox_client.cli.doctor import doctor
 from whybox_client.cli.evaluate import evaluate
 from whybox_client.cli.explain import explain
 from whybox_client.cli.failures import failure_of
+from whybox_client.cli.inversions import inversions
+from whybox_client.cli.invert import invert
+from whybox_client.cli.jobs import jobs
 from whybox_client.cli.keys import keys
 from whybox_client.cli.models import models
 from whybox_client.cli.serve import serve
@@ -46,5 +49,8 @@ def main() -> None:
     """Why this box? Ask object detectors what they looked at."""
 
 
-for command in (serve, models, detect, explain, evaluate, calibrate, diagnose, keys, doctor, completion):
+for command in (
+    *(serve, models, detect, explain, invert, inversions),
+    *(evaluate, calibrate, diagnose, jobs, keys, doctor, completion),
+):
     main.add_command(command)

@@ -14,7 +14,7 @@ from whybox_client.cli.failures import Failure, needs_extra
 from whybox_client.cli.tables import table
 
 if TYPE_CHECKING:
-    from whybox_client import Model
+    from whybox_client import Invertible, Model, Parameter
 
 
 @click.group(invoke_without_command=True)
@@ -139,13 +139,28 @@ def _describe(model: Model) -> str:
             lines.append(f"  layers   {', '.join(method.layers)} (default {method.default_layer}{several})")
         if method.sampling:
             lines.append("  samples  drawn at random: --seconds, --samples and --seed bound and repeat them")
-        for parameter in method.params:
-            choices = f" of {', '.join(parameter.choices)}" if parameter.choices else ""
-            default = f", default {json.dumps(parameter.default)}"
-            lines.append(f"  {parameter.name}: {parameter.type}{choices}{default}. {parameter.description}")
+        lines += map(_parameter, method.params)
+    if model.inversion:
+        lines += ["", *_inversion(model.inversion)]
     if model.measures:
         lines.append("")
     for measure in model.measures:
         needs = f", needs each object's {measure.needs}" if measure.needs else ""
         lines.append(f"measure {measure.name}: {measure.better} is better{needs}. {measure.protocol}")
     return "\n".join(lines)
+
+
+def _inversion(inversion: Invertible) -> list[str]:
+    masks = "boxes and masks" if inversion.masks else "boxes"
+    lines = [
+        f"inversion: a picture of a layout with at most {inversion.max_objects} objects and "
+        f"{inversion.max_pixels} pixels, by {masks}"
+    ]
+    lines += [f"  preset {preset.name}: {preset.description}" for preset in inversion.presets]
+    return [*lines, *map(_parameter, inversion.params)]
+
+
+def _parameter(parameter: Parameter) -> str:
+    choices = f" of {', '.join(parameter.choices)}" if parameter.choices else ""
+    default = f", default {json.dumps(parameter.default)}"
+    return f"  {parameter.name}: {parameter.type}{choices}{default}. {parameter.description}"

@@ -1,20 +1,24 @@
-"""Names of models, and of what a model offers, for the shell to complete."""
+"""Names of models, of what a model offers, and of inversions, for the shell to complete."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeAlias
+from itertools import islice
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import click
 
 from whybox_client import defaults
 
 if TYPE_CHECKING:
-    from whybox_client import Method, Model
+    from whybox_client import Client, Method, Model
+
+T = TypeVar("T")
 
 # A shell waits for us at every Tab.
 _PATIENCE_S = 1.0
 _DEFAULT_METHOD = "odam"
+_MOST_INVERSIONS = 50
 
 _Completer: TypeAlias = Callable[[click.Context, click.Parameter, str], list[str]]
 
@@ -54,13 +58,32 @@ complete_param = _completer(lambda _, method: (f"{p.name}=" for p in method.para
 complete_nms = _completer(lambda model, _: (nms.kind for nms in model.nms))
 
 
+complete_preset = _completer(
+    lambda model, _: (preset.name for preset in model.inversion.presets) if model.inversion else ()
+)
+complete_inversion_param = _completer(
+    lambda model, _: (f"{p.name}=" for p in model.inversion.params) if model.inversion else ()
+)
+
+
+def complete_inversion(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """List the ids of the newest inversions that begin so; none where the service does not answer at once."""
+    found = _asked(ctx, lambda client: [job.id for job in islice(client.inversions(), _MOST_INVERSIONS)])
+    return [one for one in found or () if one.startswith(incomplete)]
+
+
 def _served(ctx: click.Context) -> list[Model]:
+    return _asked(ctx, lambda client: client.models()) or []
+
+
+def _asked(ctx: click.Context, ask: Callable[[Client], T]) -> T | None:
+    """Ask the service that is meant; None where it does not answer at once."""
     from whybox_client.cli import options
 
     parent = ctx.parent.params.get("url") if ctx.parent else None
     try:
         url = ctx.params.get("url") or parent or defaults.URL
         with ctx.scope(cleanup=False), options.connect(url, timeout=_PATIENCE_S, retries=0) as client:
-            return client.models()
+            return ask(client)
     except Exception:  # whatever it is, at a Tab nobody wants to read it
-        return []
+        return None

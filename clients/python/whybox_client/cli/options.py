@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from whybox_client import defaults
 from whybox_client.cli import names
+from whybox_client.cli.failures import Failure
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from whybox_client import Client, Nms
+    from whybox_client.models import ParameterValue
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -79,6 +85,46 @@ def _complete_nms_number(_ctx: click.Context, _option: click.Parameter, incomple
     return [f"{name}=" for name in _NMS_NUMBERS if name.startswith(incomplete)]
 
 
+def parameters(
+    _ctx: click.Context, _option: click.Parameter, values: Sequence[str]
+) -> dict[str, ParameterValue]:
+    """Read NAME=VALUE: a number, true or false, or else a string."""
+    params: dict[str, ParameterValue] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise click.BadParameter(f"{text!r} is not NAME=VALUE")
+        try:
+            parsed = json.loads(value)
+        except ValueError:
+            parsed = value
+        params[name] = parsed if isinstance(parsed, bool | int | float | str) else value
+    return params
+
+
+def picture_file(_ctx: click.Context, _option: click.Parameter, value: Path | None) -> Path | None:
+    """Refuse a suffix that no picture has before the work, not after it."""
+    if value is not None:
+        from PIL import Image
+
+        if value.suffix.lower() not in Image.registered_extensions():
+            raise click.BadParameter(f"{str(value)!r} has no suffix of a picture, such as .png")
+    return value
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write a picture to a file, in a folder that need not be there.
+
+    Raises:
+        Failure: if it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror or error}") from error
+
+
 def nms_of(kind: str | None, numbers: Mapping[str, float]) -> Nms | None:
     """Put `--nms` and `--nms-param` together; None: the model's own."""
     from whybox_client import Nms
@@ -92,13 +138,7 @@ def of_images(command: F) -> F:
         (
             click.argument("images", nargs=-1, required=True, metavar="IMAGE|FOLDER...", type=click.Path()),
             url,
-            click.option(
-                "-m",
-                "--model",
-                metavar="NAME",
-                shell_complete=names.complete_model,
-                help="The model; needed where several are served.",
-            ),
+            model,
             click.option(
                 "--score-threshold",
                 type=click.FloatRange(0, 1),
@@ -159,6 +199,17 @@ def of_images(command: F) -> F:
     ):
         command = decorate(command)
     return command
+
+
+def model(command: F) -> F:
+    """Add which model is meant."""
+    return click.option(
+        "-m",
+        "--model",
+        metavar="NAME",
+        shell_complete=names.complete_model,
+        help="The model; needed where several are served.",
+    )(command)
 
 
 def connect(address: str, **settings: Any) -> Client:

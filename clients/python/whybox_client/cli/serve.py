@@ -37,6 +37,13 @@ _PORT = click.IntRange(0, 65535)
     help="Folder for TorchServe's logs.  [default: one that is gone afterwards]",
 )
 @click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="WHYBOX_DATA",
+    show_envvar=True,
+    help="Folder for inversions, which outlive the service in it.  [default: ~/.local/share/whybox]",
+)
+@click.option(
     "--max-restarts",
     type=click.IntRange(min=0),
     default=10,
@@ -60,6 +67,7 @@ def serve(
     models: tuple[str, ...],
     ready_file: Path | None,
     log_dir: Path | None,
+    data: Path | None,
     max_restarts: int,
     hung_seconds: float,
 ) -> None:
@@ -77,6 +85,7 @@ def serve(
             grpc_port,
             ready_file=ready_file,
             log_dir=log_dir,
+            data=data,
             max_restarts=max_restarts,
             hung_seconds=hung_seconds,
         )

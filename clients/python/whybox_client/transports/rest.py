@@ -8,7 +8,7 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from functools import partial, reduce
@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import httpx
 from google.protobuf import json_format
+from google.protobuf.message import Message
 
 from whybox_client import errors
 from whybox_client.transports import advice
@@ -24,7 +25,7 @@ from whybox_client.transports.background import Background
 from whybox_client.transports.credentials import Credentials
 from whybox_client.transports.events import Event, EventReader
 from whybox_client.transports.lines import HungUpError, Line
-from whybox_client.wire import READY, Call, Reply
+from whybox_client.wire import EXPLAIN_STREAM, READY, WATCH_INVERSION, Call, Operation, Reply
 from whybox_proto.media import PROTOBUF
 from whybox_proto.v1 import explainer_pb2
 
@@ -140,9 +141,7 @@ class AsyncRestTransport:
         except httpx.RequestError as error:
             raise _translate(error, call, self._url) from error
         except TimeoutError as error:
-            raise errors.DeadlineExceededError(
-                f"{self._url}: no whole answer within {timeout:g} s", request_id=call.request_id
-            ) from error
+            raise _late(self._url, timeout, call.request_id) from error
         return _reply(response, call)
 
     async def stream(self, call: Call, timeout: float) -> AsyncGenerator[Reply, None]:
@@ -162,7 +161,7 @@ class AsyncRestTransport:
                 for event in reader.feed(chunk):
                     if event.name not in ("partial", "result", "error"):
                         continue  # of a service that is newer than this
-                    yield _reply_of(event, request_id)
+                    yield _reply_of(event, call, request_id)
                     if event.name == "result":
                         return
             raise errors.ConnectionFailedError(
@@ -171,9 +170,7 @@ class AsyncRestTransport:
         except httpx.RequestError as error:
             raise _translate(error, call, self._url) from error
         except TimeoutError as error:
-            raise errors.DeadlineExceededError(
-                f"{self._url}: no whole answer within {timeout:g} s", request_id=request_id
-            ) from error
+            raise _late(self._url, timeout, request_id) from error
         finally:
             await chunks.aclose()
 
@@ -193,7 +190,7 @@ class AsyncRestTransport:
 
 def _request(url: str, call: Call, timeout: float, *, accept: str = PROTOBUF) -> dict[str, Any]:
     """Build the arguments of httpx's `request`."""
-    path, query = _address(call)
+    path, fields = _address(call)
     request: dict[str, Any] = {
         "method": call.operation.verb,
         "url": url + path,
@@ -206,23 +203,23 @@ def _request(url: str, call: Call, timeout: float, *, accept: str = PROTOBUF) ->
     }
     if call.operation.verb == "POST":
         request["headers"]["Content-Type"] = PROTOBUF
-        request["content"] = call.request.SerializeToString()
+        request["content"] = call.request.SerializeToString() if fields else b""
     else:
+        query = {name: str(value) for name, value in fields.items()}
+        headers = call.operation.headers
+        request["headers"] |= {headers[name]: query.pop(name) for name in headers if name in query}
         request["params"] = query
     return request
 
 
-def _address(call: Call) -> tuple[str, dict[str, str]]:
-    """Put the request's fields into the braces of the path; of the rest, the set ones become the query."""
-    path, query = call.operation.path, {}
-    for name in re.findall(r"\{([\w.]+)\}", path):
+def _address(call: Call) -> tuple[str, dict[str, Any]]:
+    """Put the request's fields into the braces of the path; return it, and the other fields that are set."""
+    path, placed = call.operation.path, set()
+    for name, slashes in re.findall(r"\{([\w.]+)(=\*\*)?\}", path):
         value: Any = reduce(getattr, name.split("."), call.request)
-        path = path.replace(f"{{{name}}}", quote(value, safe=""))
-    if call.operation.verb == "GET":
-        for field, value in call.request.ListFields():
-            if f"{{{field.name}}}" not in call.operation.path:
-                query[field.name] = str(value)
-    return path, query
+        path = path.replace(f"{{{name}{slashes}}}", quote(value, safe="/" if slashes else ""))
+        placed.add(name)
+    return path, {field.name: value for field, value in call.request.ListFields() if field.name not in placed}
 
 
 def _reply(response: httpx.Response, call: Call) -> Reply:
@@ -235,7 +232,7 @@ def _check(response: httpx.Response, call: Call, expected: str) -> str:
     media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
     if not response.is_success:
         raise _refusal(response, media_type, request_id)
-    if call.operation is not READY and media_type != expected:
+    if call.operation is not READY and response.status_code != 204 and media_type != expected:
         raise errors.InvalidAnswerError(
             "the address does not answer as whybox does",
             expected=expected,
@@ -245,15 +242,11 @@ def _check(response: httpx.Response, call: Call, expected: str) -> str:
     return request_id
 
 
-def _reply_of(event: Event, request_id: str) -> Reply:
-    """Read one event of an explanation's stream; an error is raised."""
+def _reply_of(event: Event, call: Call, request_id: str) -> Reply:
+    """Read one event of a stream; an error is raised."""
     try:
         if event.name != "error":
-            answer = json_format.Parse(
-                event.data, explainer_pb2.ExplainResponse(), ignore_unknown_fields=True
-            )
-            answer.partial = event.name == "partial"
-            return Reply(answer.SerializeToString(), request_id)
+            return Reply(_READERS[call.operation](event).SerializeToString(), request_id)
         problem = json.loads(event.data)
         status = int(problem["status"])
     except (json_format.ParseError, ValueError, TypeError, KeyError) as error:
@@ -261,6 +254,23 @@ def _reply_of(event: Event, request_id: str) -> Reply:
             f"an event of the stream cannot be read: {error}", request_id=request_id
         ) from error
     raise _problem(problem, status, request_id, None)
+
+
+def _explanation(event: Event) -> Message:
+    answer = json_format.Parse(event.data, explainer_pb2.ExplainResponse(), ignore_unknown_fields=True)
+    answer.partial = event.name == "partial"
+    return answer
+
+
+def _inversion(event: Event) -> Message:
+    return json_format.Parse(event.data, explainer_pb2.InversionEvent(), ignore_unknown_fields=True)
+
+
+#: What reads the events of each operation that streams.
+_READERS: dict[Operation, Callable[[Event], Message]] = {
+    EXPLAIN_STREAM: _explanation,
+    WATCH_INVERSION: _inversion,
+}
 
 
 def _refusal(response: httpx.Response, media_type: str, request_id: str) -> errors.WhyboxError:
@@ -303,6 +313,10 @@ def _class_of(status: int) -> type[errors.WhyboxError]:
     if 400 <= status < 500:
         return errors.RequestError
     return errors.ServiceError if status >= 500 else errors.InvalidAnswerError
+
+
+def _late(url: str, timeout: float, request_id: str) -> errors.WhyboxError:
+    return errors.DeadlineExceededError(f"{url}: no whole answer within {timeout:g} s", request_id=request_id)
 
 
 def _translate(error: httpx.RequestError, call: Call, url: str) -> errors.WhyboxError:
