@@ -50,7 +50,7 @@ FROM ${PYTHON_IMAGE} AS runtime
 
 RUN groupadd --gid 10001 whybox \
     && useradd --uid 10001 --gid 10001 --create-home whybox \
-    && install --directory --owner whybox --group whybox /run/whybox
+    && install --directory --owner whybox --group whybox /run/whybox /var/lib/whybox
 ENV PATH=/opt/whybox/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

@@ -147,7 +147,7 @@ def transfer(detectors: dict[str, WhiteBoxDetector], preset: str, options: argpa
         )
     print(
         f"\nLimits: own AP50 {LIMIT_AP50}, own mean IoU {LIMIT_IOU}, clean {LIMIT_CLEAN} (share of the "
-        f"pictures in which no detection above {CONFIDENT} finds nothing), others {LIMIT_TRANSFER} on average."
+        f"pictures where no detection above {CONFIDENT} finds nothing), others {LIMIT_TRANSFER} on average."
     )
 
 

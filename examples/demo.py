@@ -1,6 +1,7 @@
 """The main job, once around: serve the demo models, explain held-out scenes, write pictures, print latencies.
 
-Half of the scenes go over REST, half over gRPC. Everything is computed in TorchServe workers.
+Half of the scenes go over REST, half over gRPC. Everything is computed in TorchServe workers. In the end a
+layout is inverted: a picture is found that a detector recognises as what one of the scenes shows.
 
     python examples/demo.py --out out/demo
 """
@@ -25,13 +26,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from tqdm import tqdm
 
 from whybox.scenes import render
-from whybox_client import Client
+from whybox_client import Client, Layout, LayoutObject
 
 STORE = Path(__file__).parent.parent / "model_store"
 SEED = 2_026
 SCENES_PER_MODEL = 4
 """Rendered from a seed that training never sees."""
 TARGETS = ["class", "x1", "y1", "x2", "y2", "combined"]
+INVERTED_MODEL, INVERTED_SCENE, ITERATIONS = "retinanet-signs", 3, 200
 START_SECONDS = 300
 STOP_SECONDS = 60
 HEADING = 52
@@ -50,6 +52,7 @@ def main() -> int:
     with served(options.store, options.out / "logs") as addresses:
         sheet = explain_scenes(addresses, options.out)
         print(f"\ncontact sheet: {sheet}\none picture a scene: {options.out}\n")
+        invert_layout(addresses["rest"], options.out)
         print_latencies(addresses["rest"])
     return 0
 
@@ -102,6 +105,22 @@ def explain_scenes(addresses: dict[str, str], out: Path) -> Path:
             if index == 0:
                 strips.append((name, answer.picture(rows=2)))
     return save_sheet(strips, out / "contact-sheet.png")
+
+
+def invert_layout(url: str, out: Path) -> None:
+    """Find a picture that a detector recognises as the layout of a scene; a short run, as jobs go."""
+    scene = render("plain", seed=SEED, index=INVERTED_SCENE)
+    height, width = scene.image.shape[:2]
+    things = [LayoutObject(thing.label, thing.box) for thing in scene.objects]
+    with Client(url) as client:
+        job = client.invert(
+            Layout(width, height, things), model=INVERTED_MODEL, params={"iterations": ITERATIONS}, seed=SEED
+        )
+        result = job.wait(progress=True)
+    path = out / "inversion.png"
+    result.save(path)
+    print(f"\n{INVERTED_MODEL} inverted in {ITERATIONS} iterations: {result.match}")
+    print(f"layout, picture, what is found in it, losses: {path}\n")
 
 
 def save_sheet(strips: list[tuple[str, Image.Image]], path: Path) -> Path:

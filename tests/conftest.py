@@ -68,7 +68,7 @@ def serving(
     with output.open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "whybox_client.cli", "serve", *map(str, needed), *options],
-            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "WHYBOX_DATA": str(scratch / "data"), **(env or {})},
             stdout=log,
             stderr=log,
         )
@@ -96,6 +96,14 @@ def _wait_for(ready_file: Path, process: subprocess.Popen[bytes], output: Path) 
         time.sleep(0.1)
     addresses: dict[str, Any] = json.loads(ready_file.read_text())
     return addresses
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what services write by default out of the home directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 @pytest.fixture(scope="session")

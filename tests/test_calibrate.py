@@ -74,7 +74,6 @@ class TestChoosing:
         assert choice.variant.request.layer == "layer2"
         assert set(choice.figures) == {"insertion", "deletion", "ms_per_map"}
 
-
     def test_a_default_is_one_that_can_be_paid_for(self) -> None:
         results = measured(level=(0.5, 1.0, 2), roi=(0.4, 2.0, 1), layer2=(0.6, 3.0, 9))
         results.forward_seconds.append(0.010)

@@ -11,6 +11,7 @@ from conftest import Live
 from gateway_calls import SERVICE, b64, everywhere, over_grpc, rest_outcome
 from gateway_samples import leaves, put
 from whybox_service.operations import Operations, operation_name
+from whybox_service.rest.routes import ADDRESSES
 
 FIRST: dict[str, Any] = {"score_threshold": 0.0, "max_detections": 2}
 BOX = [10.0, 20.0, 60.0, 90.0]
@@ -177,13 +178,10 @@ def test_a_wrong_page_is_refused(live: Live, request_: dict[str, Any], field: st
     assert (outcome.error["type"], outcome.error["field"]) == ("invalid_argument", field)
 
 
-@pytest.mark.parametrize(
-    "rpc", [m.name for m in SERVICE.methods if not hasattr(Operations, operation_name(m.name))]
-)
-def test_what_is_not_served_yet_says_so(live: Live, rpc: str) -> None:
-    expected = ("not_implemented", f"{rpc} is not served yet")
-    outcome = over_grpc(live.target, rpc, b"")
-    assert (outcome.error["type"], outcome.error["message"]) == expected
+def test_every_rpc_has_an_operation_and_an_address() -> None:
+    for method in SERVICE.methods:
+        assert hasattr(Operations, operation_name(method.name)), method.name
+        assert any(method.name in (address.rpc, address.stream) for address in ADDRESSES), method.name
 
 
 @pytest.mark.parametrize("garbage", [b"\xff\xff\xff", b"\x1a\xff", b"\x0a\x02\xff\xfe", b"{}"])

@@ -19,8 +19,6 @@ from conftest import Live
 from gateway_calls import Outcome, b64, over_grpc, rest_outcome
 from whybox_proto import maps
 from whybox_proto.v1 import explainer_pb2
-from whybox_service.operations import Operations
-from whybox_service.rest.routes import ADDRESSES, Address
 
 FIRST: dict[str, Any] = {"score_threshold": 0.0, "max_detections": 2}
 FIRST_QUERY = {"select.score_threshold": "0", "select.max_detections": "2"}
@@ -344,10 +342,6 @@ class TestHeaders:
         assert rest_outcome(response).answer
 
 
-def _filled(address: Address) -> str:
-    return re.sub(r"{\w+}", "some-name", address.path)
-
-
 class TestAddresses:
     """What is there, what is not, and what is not yet."""
 
@@ -381,15 +375,6 @@ class TestAddresses:
         response = http.request(verb, path)
         assert fault(response) == (405, "method_not_allowed", "")
         assert allowed in response.headers["Allow"]
-
-    @pytest.mark.parametrize(
-        "address", [a for a in ADDRESSES if not hasattr(Operations, a.operation)], ids=_filled
-    )
-    def test_not_yet(self, http: httpx.Client, address: Address) -> None:
-        response = http.request(
-            address.verb, _filled(address), content=b"" if address.verb == "GET" else b"{}"
-        )
-        assert fault(response) == (501, "not_implemented", "")
 
     @pytest.mark.parametrize(
         "name", ["%ff", "%F0%9F%90%88", "x" * 3000, "..", "%2e%2e", "a%20b", "a?b", "a;b"]

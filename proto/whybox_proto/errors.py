@@ -50,10 +50,15 @@ ERRORS: dict[str, ErrorType] = {
         ErrorType("invalid_image", 400, "INVALID_ARGUMENT", "The image cannot be decoded"),
         ErrorType("unauthenticated", 401, "UNAUTHENTICATED", "The request has no key that is known"),
         ErrorType("unknown_model", 404, "NOT_FOUND", "There is no such model"),
+        ErrorType("unknown_inversion", 404, "NOT_FOUND", "There is no such inversion"),
         ErrorType("not_found", 404, "NOT_FOUND", "There is nothing at this address"),
         ErrorType("method_not_allowed", 405, "UNIMPLEMENTED", "The address does not take this verb"),
         ErrorType("not_acceptable", 406, "INVALID_ARGUMENT", "No such representation of the answer"),
         ErrorType("request_timeout", 408, "ABORTED", "The request came too slowly", retryable=True),
+        ErrorType(
+            "idempotency_conflict", 409, "ALREADY_EXISTS", "The idempotency key belongs to another request"
+        ),
+        ErrorType("inversion_ended", 409, "FAILED_PRECONDITION", "The inversion has ended already"),
         ErrorType("request_too_large", 413, "RESOURCE_EXHAUSTED", "The request is too large"),
         ErrorType("unsupported_media_type", 415, "INVALID_ARGUMENT", "The body is of a type nobody reads"),
         ErrorType("response_too_large", 422, "OUT_OF_RANGE", "The answer would be too large"),
@@ -62,6 +67,7 @@ ERRORS: dict[str, ErrorType] = {
         ErrorType("not_implemented", 501, "UNIMPLEMENTED", "Not served yet"),
         ErrorType("backend_unavailable", 503, "UNAVAILABLE", "The model cannot answer now", retryable=True),
         ErrorType("deadline_exceeded", 504, "DEADLINE_EXCEEDED", "The answer took too long", retryable=True),
+        ErrorType("storage_failed", 507, "INTERNAL", "What has to be kept cannot be written"),
     )
 }
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
 
@@ -25,6 +28,8 @@ from whybox_service.backend import Backend
 from whybox_service.catalogue import Catalogue
 from whybox_service.files import write_json
 from whybox_service.intake import Intake
+from whybox_service.jobs.database import JobsError
+from whybox_service.jobs.inversions import DBOS_THREAD_NAME, THREAD_NAME
 from whybox_service.keys import Keys, KeysError
 from whybox_service.metrics import Metrics
 from whybox_service.operations import Operations
@@ -37,6 +42,8 @@ from whybox_service.tls import Tls, TlsError
 from whybox_service.traces import Tracing
 
 log = logging.getLogger(__name__)
+
+_THREADS_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ class Gateway:
     Raises:
         KeysError, TlsError: where keys or certificates cannot be used.
         ExposedError: where strangers would be let in.
+        JobsError: where the settings of jobs cannot be used.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -83,6 +91,7 @@ class Gateway:
         tracing = Tracing.from_settings(settings)
         operations = Operations(self._backend, self._catalogue, metrics, tracing, settings)
         intake = Intake(settings, keys, metrics, tracing)
+        self._inversions = operations.inversions
         self.app: FastAPI = create(settings, operations, self._catalogue, metrics, intake)
         self._rpc = RpcServer(
             Servicer(operations, metrics, intake, settings.max_request_bytes), keys, settings
@@ -122,6 +131,7 @@ class Gateway:
             try:
                 while not http.started and not serving.done():
                     await asyncio.sleep(0.01)
+                await self._inversions.begin()
                 scheme = "https" if self._tls else "http"
                 yield Addresses(
                     f"{scheme}://{addresses.join(host, port)}",
@@ -131,7 +141,9 @@ class Gateway:
             finally:
                 watching.cancel()
                 http.should_exit = True
-                await asyncio.gather(serving, self._rpc.stop(settings.shutdown_seconds))
+                await asyncio.gather(
+                    serving, self._rpc.stop(settings.shutdown_seconds), self._inversions.stop()
+                )
                 await asyncio.gather(watching, return_exceptions=True)
                 await self._backend.close()
 
@@ -162,10 +174,23 @@ def main() -> int:
     logs.configure(settings.log_level, settings.log_format)
     try:
         uvloop.run(serve(settings))
-    except (OSError, KeysError, TlsError, ExposedError) as error:
+    except (OSError, KeysError, TlsError, ExposedError, JobsError) as error:
         print(f"whybox: {error}", file=sys.stderr)
         return 1
+    _leave_threads_behind()
     return 0
+
+
+def _leave_threads_behind() -> None:
+    """End the process where threads wait for a database that does not answer, which Python would wait for."""
+    until = time.monotonic() + _THREADS_SECONDS
+    for thread in threading.enumerate():
+        if thread.name.startswith((THREAD_NAME, DBOS_THREAD_NAME)):
+            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():
+                log.warning("the database of jobs does not answer; what waits for it is left")
+                logging.shutdown()
+                os._exit(0)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,9 @@ T = TypeVar("T")
 RETRY_AFTER_SECONDS = 1.0
 # What costs next to nothing, and must be answered above all when there is much to do.
 UNCOUNTED = OPEN_OPERATIONS | {"metrics"}
+# Lasts as long as what it follows, unless the client says otherwise; they get half of the room at most.
+WATCHES = frozenset({"watch_inversion"})
+WATCH_SECONDS = 7 * 86_400.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Intake:
         self._metrics = metrics
         self._tracing = tracing
         self._in_hand = 0
+        self._watching = 0
         self.buffers = Buffers(settings.max_buffered_bytes)
 
     async def take(
@@ -93,7 +97,7 @@ class Intake:
                 try:
                     request_id = self._request_id(arrival, request_id)
                     observation.key = self._key(arrival)
-                    deadline = Deadline.after(self._settings.seconds(arrival.timeout()))
+                    deadline = Deadline.after(self._seconds(arrival))
                     with self._room(arrival.operation), self._told(arrival, request_id, observation):
                         async with deadline.limit():
                             return await work(Call(request_id, deadline), observation), request_id
@@ -112,6 +116,13 @@ class Intake:
             if observation is not None:
                 logs.access(observation, request_id, time.perf_counter() - started)
         raise gone
+
+    def _seconds(self, arrival: Arrival) -> float:
+        """Return how long a request may take."""
+        asked = arrival.timeout()
+        if arrival.operation in WATCHES:
+            return WATCH_SECONDS if asked is None else min(asked, WATCH_SECONDS)
+        return self._settings.seconds(asked)
 
     def _request_id(self, arrival: Arrival, made: str) -> str:
         given = arrival.headers.get("x-request-id")
@@ -133,16 +144,22 @@ class Intake:
         if operation in UNCOUNTED:
             yield
             return
-        if self._in_hand >= self._settings.max_requests:
+        most = self._settings.max_requests
+        watching = operation in WATCHES
+        if self._in_hand >= most or (watching and self._watching >= max(1, most // 2)):
             self._metrics.rejected("", "concurrency")
             raise ContractError(
                 "overloaded",
                 "the service has all the requests it takes at one time",
-                expected=f"at most {self._settings.max_requests}",
+                expected=f"at most {most}, half of them watching",
                 retry_after=RETRY_AFTER_SECONDS,
             )
-        with self.in_hand():
-            yield
+        self._watching += watching
+        try:
+            with self.in_hand():
+                yield
+        finally:
+            self._watching -= watching
 
     @contextmanager
     def in_hand(self) -> Iterator[None]:

@@ -20,6 +20,12 @@ def subject(message: Any) -> Any:
     return message.explain if _EXPLAIN in message.DESCRIPTOR.fields_by_name else message
 
 
+def subject_fields(descriptor: Any) -> Any:
+    """Return the fields, by name, of a request's `subject`."""
+    within = descriptor.fields_by_name.get(_EXPLAIN)
+    return (descriptor if within is None else within.message_type).fields_by_name
+
+
 def path_in(descriptor: Any, name: str) -> str:
     """Return the path of a field of a request's `subject`."""
     return f"{_EXPLAIN}.{name}" if _EXPLAIN in descriptor.fields_by_name else name

@@ -34,6 +34,11 @@ CANCELLED = "cancelled"
 UNKNOWN = "unknown"
 ANONYMOUS = "anonymous"
 OTHER = "other"
+# Of an inversion: how long it waits, up to hours; how long a step takes.
+QUEUE_BUCKETS = (0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
+STEP_BUCKETS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
+INVERSION_STATES = ("queued", "running")
+ENDED_STATES = ("succeeded", "failed", "cancelled")
 # Operations that machines ask for every few seconds; no line of the log and no trace is made of each.
 PROBES = frozenset({"healthz", "readyz", "metrics"})
 REASONS = frozenset({"concurrency", "queue_full", "stalled", "unauthenticated", "slow_body"})
@@ -157,6 +162,50 @@ class Metrics:
                 registry=self.registry,
             )
         )
+        self._inversions = _Series(
+            Gauge(
+                "whybox_inversions",
+                "Layout inversions that have not ended, of all replicas on one database.",
+                ("state",),
+                registry=self.registry,
+            )
+        )
+        self._inversions_ended = _Series(
+            Counter(
+                "whybox_inversions_ended",
+                "Layout inversions that this replica saw end, by how.",
+                ("model", "state"),
+                registry=self.registry,
+            )
+        )
+        self._inversion_queue = _Series(
+            Histogram(
+                "whybox_inversion_queue_seconds",
+                "Time from the making of a layout inversion to its first step.",
+                ("model",),
+                buckets=QUEUE_BUCKETS,
+                registry=self.registry,
+            )
+        )
+        self._inversion_step = _Series(
+            Histogram(
+                "whybox_inversion_step_seconds",
+                "Time of one step of a layout inversion, the wait for a worker included.",
+                ("model",),
+                buckets=STEP_BUCKETS,
+                registry=self.registry,
+            )
+        )
+        self._inversion_iterations = _Series(
+            Counter(
+                "whybox_inversion_iterations",
+                "Iterations of layout inversions; their rate is iterations per second.",
+                ("model",),
+                registry=self.registry,
+            )
+        )
+        for state in INVERSION_STATES:
+            self._inversions.of(state).set(0)
         Gauge(
             "whybox_build_info", "1, with the version of whybox.", ("version",), registry=self.registry
         ).labels(version("whybox")).set(1)
@@ -168,7 +217,15 @@ class Metrics:
             Gauge(
                 "whybox_ready", "Whether every model can answer, as /readyz says it.", registry=self.registry
             ).set_function(ready)
-        by_model = (self._requests, self._stages, self._rejected, self._backend_errors, self._detections)
+        by_model = (
+            *(self._requests, self._stages, self._rejected, self._backend_errors, self._detections),
+            *(
+                self._inversions_ended,
+                self._inversion_queue,
+                self._inversion_step,
+                self._inversion_iterations,
+            ),
+        )
         self.registry.register(_Forgetting(self._models, by_model))
 
     @contextmanager
@@ -219,6 +276,25 @@ class Metrics:
     def backend_error(self, model: str, kind: str) -> None:
         """Count a call of TorchServe that failed; `kind` is a row of the table of errors."""
         self._backend_errors.of(self._models.label(model), kind if kind in ERRORS else OTHER).inc()
+
+    def inversions(self, counts: Mapping[str, int]) -> None:
+        """Say how many layout inversions have not ended, by state."""
+        for state in INVERSION_STATES:
+            self._inversions.of(state).set(counts.get(state, 0))
+
+    def inversion_begun(self, model: str, seconds: float) -> None:
+        """Count a layout inversion that has begun, after so many seconds in the queue."""
+        self._inversion_queue.of(self._models.label(model)).observe(seconds)
+
+    def inversion_step(self, model: str, seconds: float, iterations: int) -> None:
+        """Count a step of a layout inversion: how long it took, and how many iterations it did."""
+        label = self._models.label(model)
+        self._inversion_step.of(label).observe(seconds)
+        self._inversion_iterations.of(label).inc(iterations)
+
+    def inversion_ended(self, model: str, state: str) -> None:
+        """Count a layout inversion that has ended; `state` is one of `ENDED_STATES`."""
+        self._inversions_ended.of(self._models.label(model), state if state in ENDED_STATES else OTHER).inc()
 
     def load(self, model: str, in_flight: int, waiting: int) -> None:
         """Say how many requests a model's workers have now, and how many wait in the gateway for a place."""

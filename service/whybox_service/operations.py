@@ -7,30 +7,31 @@ An operation is a coroutine method named after its rpc in snake case; an rpc tha
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import re
+from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Any
 
+from google.protobuf import empty_pb2
 from google.protobuf.message import Message
 
 from whybox_proto import checks
-from whybox_proto.errors import ContractError, shorten
+from whybox_proto.errors import ContractError
 from whybox_proto.v1 import explainer_pb2, types_pb2, worker_pb2
-from whybox_service import pictures
+from whybox_service import paging, pictures
 from whybox_service.asking import Asking, check_named
 from whybox_service.backend import Backend
 from whybox_service.calls import Call
 from whybox_service.catalogue import Catalogue
 from whybox_service.explaining import EXPLAIN, Explaining, Send, within
+from whybox_service.jobs.inversions import Inversions, SendEvent
 from whybox_service.metrics import Metrics
 from whybox_service.settings import Settings
 from whybox_service.spreading import Spreading
 from whybox_service.traces import Tracing
 
-DEFAULT_PAGE_SIZE = 50
-MAX_PAGE_SIZE = 1000
+SendAny = Callable[[Any, bool], Awaitable[None]]
+"""Sends an answer of a stream; the flag says whether it is the last one."""
 
 
 @cache
@@ -40,7 +41,14 @@ def operation_name(rpc: str) -> str:
 
 
 class Operations:
-    """The operations of `whybox.v1.Explainer`, over one TorchServe."""
+    """The operations of `whybox.v1.Explainer`, over one TorchServe.
+
+    Attributes:
+        inversions: the jobs; begun and stopped with the servers.
+
+    Raises:
+        JobsError: where the settings of jobs cannot be used.
+    """
 
     def __init__(
         self, backend: Backend, catalogue: Catalogue, metrics: Metrics, tracing: Tracing, settings: Settings
@@ -50,6 +58,7 @@ class Operations:
         self._settings = settings
         self._asking = Asking(backend, catalogue, metrics, tracing, settings)
         self._explaining = Explaining(self._asking, Spreading(catalogue), metrics, settings)
+        self.inversions = Inversions(self._asking, metrics, settings)
 
     def require(self, rpc: str) -> Any:
         """Return what performs an rpc, or say that nothing does yet."""
@@ -76,7 +85,7 @@ class Operations:
         self._check_size(rpc, answer)
         return answer
 
-    async def stream(self, rpc: str, request: Message, call: Call, send: Send) -> None:
+    async def stream(self, rpc: str, request: Message, call: Call, send: SendAny) -> None:
         """Perform the operation of an rpc that answers with a stream, such as ``ExplainStream``.
 
         Args:
@@ -89,7 +98,7 @@ class Operations:
             ContractError: as `perform`; answers may have been sent by then.
         """
 
-        async def checked(answer: explainer_pb2.ExplainResponse, last: bool) -> None:
+        async def checked(answer: Message, last: bool) -> None:
             self._check_size(rpc, answer)
             await send(answer, last)
 
@@ -97,7 +106,7 @@ class Operations:
 
     def _check_size(self, rpc: str, answer: Message) -> None:
         if (size := answer.ByteSize()) > self._settings.max_response_bytes:
-            less = "ask for a smaller page_size" if rpc == "ListModels" else pictures.ASK_FOR_LESS
+            less = "ask for a smaller page_size" if rpc.startswith("List") else pictures.ASK_FOR_LESS
             raise ContractError(
                 "response_too_large",
                 f"the answer would be too large: {less}",
@@ -109,14 +118,13 @@ class Operations:
         self, request: explainer_pb2.ListModelsRequest, call: Call
     ) -> explainer_pb2.ListModelsResponse:
         """List the models by name, a page at a time, with their descriptions and states."""
-        checks.check_range(request.page_size, field="page_size", low=0, high=MAX_PAGE_SIZE)
-        size = request.page_size or DEFAULT_PAGE_SIZE
-        after = _read_page_token(request.page_token)
+        size = paging.size_of(request.page_size)
+        after = paging.read_token(request.page_token)
         names = [name for name in await self._catalogue.current_names(call.deadline) if name > after]
         entries = await asyncio.gather(*(self._entry(name, call) for name in names[:size]))
         return explainer_pb2.ListModelsResponse(
             models=[entry for entry in entries if entry is not None],
-            next_page_token=_page_token(names[size - 1]) if len(names) > size else "",
+            next_page_token=paging.token(names[size - 1]) if len(names) > size else "",
         )
 
     async def _entry(self, name: str, call: Call) -> types_pb2.Model | None:
@@ -164,25 +172,50 @@ class Operations:
         checks.check_evaluate(request, model)
         return await self._explaining.evaluate(model, request, call)
 
+    async def create_inversion(
+        self, request: explainer_pb2.CreateInversionRequest, call: Call
+    ) -> explainer_pb2.Inversion:
+        """Queue a layout inversion, and tell of it."""
+        checks.check_known(request)
+        return await self.inversions.create(request, call)
+
+    async def get_inversion(
+        self, request: explainer_pb2.GetInversionRequest, call: Call
+    ) -> explainer_pb2.Inversion:
+        """Tell how a layout inversion is."""
+        checks.check_known(request)
+        return await self.inversions.get(request, call)
+
+    async def list_inversions(
+        self, request: explainer_pb2.ListInversionsRequest, call: Call
+    ) -> explainer_pb2.ListInversionsResponse:
+        """List layout inversions, the newest first, a page at a time."""
+        checks.check_known(request)
+        return await self.inversions.page(request, call)
+
+    async def cancel_inversion(
+        self, request: explainer_pb2.CancelInversionRequest, call: Call
+    ) -> explainer_pb2.Inversion:
+        """End a layout inversion; its last picture stays."""
+        checks.check_known(request)
+        return await self.inversions.cancel(request, call)
+
+    async def delete_inversion(
+        self, request: explainer_pb2.DeleteInversionRequest, call: Call
+    ) -> empty_pb2.Empty:
+        """Forget a layout inversion and its pictures."""
+        checks.check_known(request)
+        return await self.inversions.delete(request, call)
+
+    async def watch_inversion(
+        self, request: explainer_pb2.WatchInversionRequest, call: Call, send: SendEvent
+    ) -> None:
+        """Tell of a layout inversion as it changes, until it has ended."""
+        checks.check_known(request)
+        await self.inversions.watch(request, call, send)
+
     async def _checked(self, request: explainer_pb2.ExplainRequest, call: Call) -> types_pb2.Model:
         """Check an explain request, and return the description of the model that it names."""
         model = await self._asking.description(request.model, request.model_version, call)
         checks.check_explain(request, model)
         return model
-
-
-def _page_token(last: str) -> str:
-    return base64.urlsafe_b64encode(last.encode()).decode("ascii")
-
-
-def _read_page_token(token: str) -> str:
-    try:
-        return base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True).decode()
-    except (binascii.Error, ValueError):
-        raise ContractError(
-            "invalid_argument",
-            "the page token is none of ours",
-            field="page_token",
-            expected="the next_page_token of the page before",
-            got=shorten(token),
-        ) from None

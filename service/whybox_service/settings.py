@@ -117,6 +117,49 @@ class Settings(BaseSettings):
     tls_client_ca: Path | None = Field(
         default=None, description="File with CA certificates, PEM; clients then need a certificate of theirs."
     )
+    data: Path | None = Field(
+        default=None,
+        description="Folder for inversion jobs: their database, states and pictures. Without it, and without "
+        "a database elsewhere, there are no inversions.",
+    )
+    jobs_database: SecretStr | None = Field(
+        default=None,
+        description="URL of a Postgres that several replicas share, postgresql://…; without it jobs are in a "
+        "file of the data folder.",
+    )
+    jobs_artifacts: str | None = Field(
+        default=None,
+        description="Folder or fsspec URL for states and pictures, one for all replicas on one database.",
+    )
+    jobs_executor: str = Field(
+        default="gateway",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+        description="Name by which a replica knows its jobs again when it comes back; each has its own.",
+    )
+    jobs_running: int = Field(
+        default=1, gt=0, le=64, description="Inversions that each replica runs at one time; the same for all."
+    )
+    jobs_queued: int = Field(
+        default=1000, ge=0, description="Inversions that wait at one time; further ones are refused."
+    )
+    jobs_step_seconds: float = Field(
+        default=1.0,
+        gt=0,
+        le=30,
+        description="Seconds of a step: how long a worker is held, how much is lost with it, and how soon a "
+        "cancelled inversion ends.",
+    )
+    jobs_patience_seconds: float = Field(
+        default=3600.0,
+        gt=0,
+        description="Seconds that an inversion waits for a worker that can go on with it, before it fails.",
+    )
+    jobs_keep_days: float = Field(
+        default=30.0, ge=0, description="Days after which an inversion that has ended is forgotten; 0: never."
+    )
+    jobs_keep_count: int = Field(
+        default=10_000, ge=0, description="Inversions that are kept when they have ended, the newest; 0: all."
+    )
     log_level: str = Field(default="info", description="debug, info, warning or error.")
     log_format: Literal["text", "json"] = Field(
         default="text", description="Lines to read (text), or a JSON object a line (json)."

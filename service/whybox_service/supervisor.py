@@ -31,6 +31,7 @@ from whybox_service.children import STOP_SIGNALS, Child
 from whybox_service.files import write_json
 from whybox_service.heartbeat import Repeating
 from whybox_service.java import NoJavaError, find_java
+from whybox_service.jobs.database import DataFolder, JobsError
 from whybox_service.loading import Loading, last_words, tail
 from whybox_service.parts import Part, ServeError
 from whybox_service.restarts import MAX_RESTARTS, Restarts
@@ -43,7 +44,9 @@ HUNG_SECONDS = 30.0
 # A Unix socket's path, in TorchServe's temporary directory, has at most 107 bytes.
 MAX_DIRECTORY_LENGTH = 70
 # What a worker, which runs an archive's code, need not know.
-SECRETS = frozenset({"WHYBOX_API_KEY", "WHYBOX_API_KEYS", "WHYBOX_API_KEYS_FILE", "WHYBOX_TLS_KEY"})
+SECRETS = frozenset(
+    {"WHYBOX_API_KEY", "WHYBOX_API_KEYS", "WHYBOX_API_KEYS_FILE", "WHYBOX_JOBS_DATABASE", "WHYBOX_TLS_KEY"}
+)
 _LOADING_SECONDS = 0.5
 _READINESS_SECONDS = 1.0
 _TICK_SECONDS = 0.25
@@ -64,6 +67,7 @@ def serve(
     startup_seconds: float = STARTUP_SECONDS,
     max_restarts: int = MAX_RESTARTS,
     hung_seconds: float = HUNG_SECONDS,
+    data: Path | None = None,
 ) -> int:
     """Run TorchServe and the gateway until SIGINT or SIGTERM.
 
@@ -78,6 +82,7 @@ def serve(
         startup_seconds: how long the models may take to load.
         max_restarts: how often, within ten minutes, TorchServe or the gateway is started again; 0: never.
         hung_seconds: how long either may leave every question unanswered before it is killed.
+        data: folder for inversion jobs; None for one in the home directory.
 
     Returns:
         0 after a stop that was asked for, 1 where something could not start, or ended too often.
@@ -85,7 +90,7 @@ def serve(
     try:
         names = find_archives(model_store, models)
         with waiting_for(*STOP_SIGNALS, signal.SIGCHLD) as waiter, ExitStack() as stack:
-            tree = _Tree(model_store.resolve(), names, log_dir, waiter, stack)
+            tree = _Tree(model_store.resolve(), names, log_dir, data, waiter, stack)
             tree.prepare(host, port, grpc_port, max_restarts, hung_seconds)
             if tree.wait_until_ready(startup_seconds):
                 _greet(tree.addresses())
@@ -121,7 +126,13 @@ class _Tree:
     """The processes of one `serve`, and the folder that they share."""
 
     def __init__(
-        self, model_store: Path, models: list[str], log_dir: Path | None, waiter: Waiter, stack: ExitStack
+        self,
+        model_store: Path,
+        models: list[str],
+        log_dir: Path | None,
+        data: Path | None,
+        waiter: Waiter,
+        stack: ExitStack,
     ) -> None:
         self._model_store = model_store
         self._models = models
@@ -133,6 +144,7 @@ class _Tree:
         stack.callback(shutil.rmtree, self._directory, ignore_errors=True)
         self._logs = log_dir.resolve() if log_dir is not None else self._directory / "logs"
         self._logs.mkdir(parents=True, exist_ok=True)
+        self._jobs = self._where_jobs_are(data)
         self._address_file = self._directory / "gateway.json"
         self._ports = torchserve.Ports(*self._reserve(6, torchserve.LOOPBACK))
         self._parts: list[Part] = []
@@ -295,10 +307,29 @@ class _Tree:
             "WHYBOX_INFERENCE_URL": ports.url(ports.inference),
             "WHYBOX_MANAGEMENT_URL": ports.url(ports.management),
             "WHYBOX_ADDRESS_FILE": str(self._address_file),
+            **self._jobs,
             DEPARTURES: str(torchserve.departures(self._directory)),
         }
         command = [sys.executable, "-m", "whybox_service.app"]
         return Child(command, environment, GATEWAY_GRACE_SECONDS, self._directory)
+
+    def _where_jobs_are(self, chosen: Path | None) -> dict[str, str]:
+        """Return the variables that say where inversion jobs are, all of them but what is a secret."""
+        if chosen is None and (given := os.environ.get("WHYBOX_DATA")):
+            chosen = Path(given)
+        if chosen is not None:
+            return {"WHYBOX_DATA": str(chosen.resolve())}
+        if os.environ.get("WHYBOX_JOBS_DATABASE"):
+            return {}
+        folder = _data_home()
+        lock = DataFolder(folder)
+        try:
+            lock.take()
+        except JobsError as error:
+            _say(f"inversions will be gone with this service: {error}")
+            folder = self._directory / "data"
+        lock.release()
+        return {"WHYBOX_DATA": str(folder)}
 
     def _rest(self) -> str:
         return str(json.loads(self._address_file.read_text())["rest"])
@@ -325,6 +356,12 @@ class _Tree:
         for path in sorted(self._logs.glob("*.log")):
             lines += [f"{path.stem}: {line}" for line in tail(path, _LAST_BYTES)[-_LAST_LINES:]]
         return "\n".join(lines)
+
+
+def _data_home() -> Path:
+    """Return where a user's programs keep their data, by the XDG base directory specification."""
+    given = Path(os.environ.get("XDG_DATA_HOME") or "")
+    return (given if given.is_absolute() else Path("~/.local/share").expanduser()) / "whybox"
 
 
 def _private_directory() -> Path:

@@ -55,7 +55,7 @@ class Options:
     pairs: int = 3
     fusions: Sequence[str] = ("mean", "product")
     detections: int = 2
-    cost: float = 0.3
+    cost: float = 0.35
     seed: int = 0
     device: str = "cpu"
     write: bool = True

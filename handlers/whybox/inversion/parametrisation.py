@@ -16,8 +16,10 @@ from whybox.inversion.filters import blur
 OCTAVES = 6
 
 COLOURS = ((0.5628, 0.1948, 0.0433), (0.5845, 0.0, -0.1082), (0.5845, -0.1948, 0.0649))
-"""Columns: the directions in which colours of photographs scatter, by how far. Grey moves fastest, so that what
-is made looks less garish. Source: Olah, Mordvintsev and Schubert, "Feature Visualization", Distill 2017."""
+"""Columns: the directions in which colours of photographs scatter, by how far. Grey moves fastest, so that
+what is made looks less garish.
+
+Source: Olah, Mordvintsev and Schubert, "Feature Visualization", Distill 2017."""
 
 _LEAST, _MOST = 1 / 255, 254 / 255  # of a pixel that a pyramid is made of; 0 and 1 lie at infinity
 

@@ -46,7 +46,7 @@ def _setting(
 class Settings:
     """Of one inversion; `PARAMS` is made of these fields. Defaults are those of the default preset."""
 
-    iterations: int = _setting(600, "steps of the picture", 1, 20_000)
+    iterations: int = _setting(800, "steps of the picture", 1, 20_000)
     losses: str = _setting(
         "all",
         "what the picture is made for: classes, boxes, masks, or some of them; all: what the layout and the "
@@ -60,7 +60,7 @@ class Settings:
     candidates: int = _setting(4, "matched to each object", 1, 100)
     classification: str = _setting("cross-entropy", "loss of the classes", choices=("focal", "cross-entropy"))
     weight_cls: float = _setting(1.0, "of the classes", 0, 1e4)
-    weight_reg: float = _setting(1.0, "of the boxes (generalised IoU)", 0, 1e4)
+    weight_reg: float = _setting(3.0, "of the boxes (generalised IoU)", 0, 1e4)
     weight_mask: float = _setting(1.0, "of the masks", 0, 1e4)
     weight_rpn: float = _setting(1.0, "of the first of two stages, over that of the second", 0, 1e4)
     weight_logit: float = _setting(0.02, "of the matched candidates' class logits, which it raises", 0, 1e4)

@@ -27,6 +27,9 @@ from whybox_service.rest.routes import Address
 from whybox_service.settings import Settings
 from whybox_service.workshop import Workshop
 
+CREATE_INVERSION = "CreateInversion"
+LAST_EVENT_ID = "Last-Event-ID"
+NO_CONTENT = 204
 # A drawing takes up to a gigabyte.
 DRAWING_AT_ONCE = 2
 
@@ -51,6 +54,7 @@ class Answers:
         async def answer(request: Request, call: Call, observation: Observation) -> Response | None:
             observation.model = request.path_params.get("model", "")
             self._operations.require(address.rpc)
+            observe = address.rpc == CREATE_INVERSION
             kind = media.choose(request.headers.get("accept", ""), address.offers)
             message, batch = make(), kserve.Batch(make)
             with self._buffers.room() as room:
@@ -61,8 +65,15 @@ class Answers:
                 else:
                     read_query(request.query_params.multi_items(), message)
                 for name in address.fields:
-                    _set_from_path(message, name, request.path_params[name])
+                    _set_from_path(message, name, address.collection + request.path_params[name])
+                if observe:
+                    observation.model = messages.model_of(message)
                 async with while_client_waits(request):
+                    if address.kind == media.EVENT_STREAM:
+                        return await self._watch(address, message, call, request)
+                    if address.kind == media.PNG:
+                        picture = await self._operations.inversions.picture(message.name, call)
+                        return Response(picture, media_type=media.PNG)
                     if batch.messages:
                         return await self._instances(address, batch.messages, kind, request, call)
                     if kind == media.PNG:
@@ -70,10 +81,13 @@ class Answers:
                     if kind == media.EVENT_STREAM:
                         await self._stream(address, message, call, events_of(request))
                         return None
-                    result = await self._operations.perform(address.rpc, message, call)
+                    result: Any = await self._operations.perform(address.rpc, message, call)
             body, timed = _write(result, kind)
             self._metrics.stages(address.operation, observation.model, timed)
-            return Response(body, media_type=kind)
+            if address.status == NO_CONTENT:
+                return Response(status_code=NO_CONTENT)
+            headers = {"Location": f"/v1/{result.name}"} if address.rpc == CREATE_INVERSION else None
+            return Response(body, address.status, headers, kind)
 
         return answer
 
@@ -89,6 +103,23 @@ class Answers:
         async with events.beating():
             await self._operations.stream(address.stream, message, call, send)
         await events.end()
+
+    async def _watch(self, address: Address, message: Any, call: Call, request: Request) -> Response | None:
+        """Send what happens to an inversion as events, each with the id that it can be gone on after."""
+        events = events_of(request)
+        message.last_event_id = message.last_event_id or request.headers.get(LAST_EVENT_ID, "")
+
+        async def send(event: explainer_pb2.InversionEvent, last: bool) -> None:
+            await events.tell(
+                RESULT if last else PARTIAL, to_json(to_dict(event)), call.request_id, id=event.id
+            )
+
+        async with events.beating():
+            await self._operations.stream(address.rpc, message, call, send)
+        if not events.begun:  # it had ended, and the client knows
+            return Response(status_code=NO_CONTENT)
+        await events.end()
+        return None
 
     async def _instances(
         self, address: Address, messages: list[Any], kind: str, request: Request, call: Call

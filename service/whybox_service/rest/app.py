@@ -9,6 +9,7 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from whybox_proto.errors import ContractError
 from whybox_service.calls import Call
@@ -18,7 +19,7 @@ from whybox_service.metrics import Metrics, Observation
 from whybox_service.operations import Operations
 from whybox_service.rest import media, openapi, playground
 from whybox_service.rest.answers import Answers
-from whybox_service.rest.exchange import Answer, Exchange, Operation, problem
+from whybox_service.rest.exchange import Answer, Endpoint, Exchange, Operation, problem
 from whybox_service.rest.json_out import to_json
 from whybox_service.rest.routes import ADDRESSES, Address
 from whybox_service.settings import Settings
@@ -50,9 +51,11 @@ def create(
     answers = Answers(operations, metrics, intake.buffers, settings)
     operator = _Operator(catalogue, metrics)
 
+    at: dict[str, _Verbs] = {}
+
     def add(verb: str, path: str, operation: str | Operation, answer: Answer) -> None:
         chosen = operation if callable(operation) else lambda _: operation
-        app.router.routes.append(Route(path, exchange.endpoint(chosen, answer), methods=[verb]))
+        at.setdefault(path, _Verbs())[verb] = exchange.endpoint(chosen, answer)
 
     for address in ADDRESSES:
         add(address.verb, address.path.replace("}", ":name}"), _operation(address), answers.at(address))
@@ -61,10 +64,20 @@ def create(
     add("GET", "/metrics", "metrics", operator.scrape)
     for path, operation, answer in playground.pages():
         add("GET", path, operation, answer)
+    # One route a path, so that who comes with another verb is told all that there are.
+    app.router.routes += [Route(path, verbs, methods=list(verbs)) for path, verbs in at.items()]
     for status in (404, 405):
         app.add_exception_handler(status, exchange.refuse)
     app.openapi = cache(openapi.document)  # type: ignore[method-assign]
     return app
+
+
+class _Verbs(dict[str, Endpoint]):
+    """What answers at one path, by verb: an ASGI application."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        verb = scope["method"]
+        await self["GET" if verb == "HEAD" else verb](scope, receive, send)
 
 
 def _operation(address: Address) -> Operation:

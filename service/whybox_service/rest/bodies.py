@@ -64,7 +64,9 @@ class Bodies:
             read_query(request.query_params.multi_items(), message)
         body = await self._bytes(request, room)
         if raw:
-            _set_image(message, body, "in the query string")
+            # What takes no picture takes no body at all.
+            if body or "image" in messages.subject(message).DESCRIPTOR.fields_by_name:
+                _set_image(message, body, "in the query string")
         elif kind == media.JSON:
             read_json(json_in.parse(body), message)
         elif kind == media.PROTOBUF:

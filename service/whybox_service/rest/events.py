@@ -41,15 +41,17 @@ class Events:
         self._turn = asyncio.Lock()
         self._count = 0
         self._whole = True
+        self._named = False
         self.begun = False
 
-    async def tell(self, kind: str, data: bytes, request_id: str = "") -> None:
+    async def tell(self, kind: str, data: bytes, request_id: str = "", *, id: str = "") -> None:
         """Send an event.
 
         Args:
             kind: of event.
             data: JSON, in one line.
             request_id: for the header of the first one.
+            id: of the event; empty: its number in the stream.
         """
         async with self._turn:
             if not self.begun:
@@ -57,7 +59,11 @@ class Events:
                 await self._send({"type": "http.response.start", "status": 200, "headers": headers})
                 self.begun = True
             self._count += 1
-            body = b"id: %d\nevent: %b\ndata: %b\n\n" % (self._count, kind.encode(), data)
+            self._named |= bool(id)
+            # An error in a stream whose events have names is none to go on after.
+            name = id if self._named else str(self._count)
+            line = b"id: %b\n" % name.encode("ascii") if name else b""
+            body = b"%bevent: %b\ndata: %b\n\n" % (line, kind.encode(), data)
             self._whole = False
             for start in range(0, len(body), SENT_AT_ONCE):
                 await self._write(body[start : start + SENT_AT_ONCE])

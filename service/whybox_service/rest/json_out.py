@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from google.protobuf import json_format
+from google.protobuf import json_format, struct_pb2, timestamp_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
@@ -36,13 +36,33 @@ def to_json(value: Any) -> bytes:
 def to_dict(message: Message) -> dict[str, Any]:
     """Turn a message into what `json.dumps` takes."""
     if message.DESCRIPTOR.full_name.startswith("google.protobuf."):
-        well_known: dict[str, Any] = json_format.MessageToDict(message)
+        well_known: dict[str, Any] = _well_known(message)
         return well_known
     return {
         name: write(getattr(message, name))
         for name, has_presence, write in _fields(message.DESCRIPTOR)
         if not has_presence or message.HasField(name)
     }
+
+
+def _well_known(message: Any) -> Any:
+    """Turn a message of protobuf's own into what the mapping makes of it; those in our lists are quick."""
+    if isinstance(message, struct_pb2.Struct):
+        return {name: _value(value) for name, value in message.fields.items()}
+    if isinstance(message, timestamp_pb2.Timestamp):
+        return message.ToJsonString()
+    return json_format.MessageToDict(message)
+
+
+def _value(value: struct_pb2.Value) -> Any:
+    kind = value.WhichOneof("kind")
+    if kind == "number_value" and math.isfinite(value.number_value):
+        return value.number_value
+    if kind == "string_value":
+        return value.string_value
+    if kind == "bool_value":
+        return value.bool_value
+    return json_format.MessageToDict(value)
 
 
 @cache

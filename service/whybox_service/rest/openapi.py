@@ -14,9 +14,10 @@ from whybox_service.access import OPEN_OPERATIONS
 from whybox_service.calls import MAX_REQUEST_ID
 from whybox_service.operations import Operations
 from whybox_service.rest import kserve, media, schema
+from whybox_service.rest.answers import CREATE_INVERSION, LAST_EVENT_ID, NO_CONTENT
 from whybox_service.rest.events import ERROR, PARTIAL, RESULT
 from whybox_service.rest.exchange import REQUEST_ID, REQUEST_TIMEOUT
-from whybox_service.rest.routes import ADDRESSES, Address
+from whybox_service.rest.routes import ADDRESSES, INVERSION_IMAGE, Address
 
 Json = dict[str, Any]
 
@@ -30,6 +31,7 @@ _RETRY_AFTER: Json = {
     "schema": {"type": "integer", "minimum": 0},
     "description": "Seconds after which asking again is worth while.",
 }
+_EVENT_ID: Json = {"type": "string", "pattern": "^[0-9]{1,9}$", "description": "Go on after this event."}
 _READY: Json = {
     "type": "object",
     "required": ["ready", "models"],
@@ -73,7 +75,7 @@ def document() -> Json:
             },
             "parameters": {
                 name: {"name": name, "in": "header", "required": False, "schema": header}
-                for name, header in _HEADERS.items()
+                for name, header in (*_HEADERS.items(), (LAST_EVENT_ID, _EVENT_ID))
             },
             "responses": {str(status): _refusal(status) for status in _statuses()},
         },
@@ -87,20 +89,28 @@ def _operation(address: Address) -> Json:
         "parameters": [
             *({"$ref": f"#/components/parameters/{name}"} for name in _HEADERS),
             *(_parameter("path", name, {"type": "string"}) for name in address.fields),
+            *([{"$ref": "#/components/parameters/" + LAST_EVENT_ID}] * (address.kind == media.EVENT_STREAM)),
             *(
                 _parameter("query", name, field)
                 for name, field in _query_fields(address.request)
                 if name not in _in_path(address)
             ),
         ],
-        "responses": {"200": _success(address), **_refusals()},
+        "responses": {str(address.status): _success(address), **_refusals()},
     }
-    if address.verb == "POST":
+    if address.kind == media.EVENT_STREAM:
+        operation["responses"]["204"] = {
+            "description": "It had ended with the event before.",
+            "headers": _answer_headers(),
+        }
+    if address.verb == "POST" and "image" in messages.subject_fields(address.request):
         operation["requestBody"] = _body(address)
         operation["description"] = (
             "The query parameters go with a body that is the picture itself; "
             "a method's parameters are then written `params.NAME=value`."
         )
+    elif address.verb == "POST":
+        operation["requestBody"] = _body_without_picture(address)
     return operation
 
 
@@ -111,6 +121,8 @@ def _in_path(address: Address) -> list[str]:
 
 def _operation_id(address: Address) -> str:
     """Return the operation's name; of several addresses of one rpc the later ones go by their own verb."""
+    if address.kind == media.PNG:
+        return INVERSION_IMAGE
     first = next(other for other in ADDRESSES if other.rpc == address.rpc)
     return address.operation if address is first else address.path.rpartition(":")[2]
 
@@ -154,7 +166,7 @@ def _body(address: Address) -> Json:
             media.MULTIPART: {
                 "schema": {
                     "type": "object",
-                    "required": ["image"],
+                    "required": ["request" if address.rpc == CREATE_INVERSION else "image"],
                     "properties": {"image": binary, "request": message},
                     "additionalProperties": False,
                 },
@@ -168,7 +180,21 @@ def _body(address: Address) -> Json:
     }
 
 
+def _body_without_picture(address: Address) -> Json:
+    return {
+        "required": False,
+        "content": {
+            media.JSON: {"schema": schema.reference(address.request)},
+            media.PROTOBUF: {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+
+
 def _success(address: Address) -> Json:
+    if address.status == NO_CONTENT:
+        return {"description": "Done.", "headers": _answer_headers()}
+    if address.kind:
+        return _of_one_kind(address)
     answer = schema.reference(address.response)
     content: Json = {
         media.JSON: {"schema": _with_instances(answer, address.instances, answer, address)},
@@ -186,7 +212,30 @@ def _success(address: Address) -> Json:
             },
             "example": 'id: 1\nevent: partial\ndata: {"detections": [], "heat_maps": []}\n\n',
         }
-    return {"description": "The answer.", "headers": _answer_headers(), "content": content}
+    headers = _answer_headers()
+    if address.rpc == CREATE_INVERSION:
+        headers["Location"] = {"schema": {"type": "string"}, "description": "Address of the inversion."}
+    return {"description": "The answer.", "headers": headers, "content": content}
+
+
+def _of_one_kind(address: Address) -> Json:
+    if address.kind == media.PNG:
+        described: Json = {"schema": {"type": "string", "format": "binary"}}
+    else:
+        described = {
+            "schema": {
+                "type": "string",
+                "description": f"Events, each with an `id` to go on after (`{LAST_EVENT_ID}`) and an "
+                f"InversionEvent as JSON (`data`). `{PARTIAL}`: it goes on. `{RESULT}`: it has ended, the "
+                f"last event. `{ERROR}`: a Problem, and the last. A line after a colon says nothing.",
+            },
+            "example": 'id: 3\nevent: partial\ndata: {"id": "3", "inversion": {"state": "running"}}\n\n',
+        }
+    return {
+        "description": address.summary,
+        "headers": _answer_headers(),
+        "content": {address.kind: described},
+    }
 
 
 def _operator(name: str, summary: str, kind: str, answer: Json) -> Json:

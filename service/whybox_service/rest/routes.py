@@ -15,6 +15,10 @@ from whybox_proto.v1 import explainer_pb2
 from whybox_service.operations import operation_name
 from whybox_service.rest import media
 
+INVERSIONS = "inversions/"
+# The operation of an address without an rpc of its own.
+INVERSION_IMAGE = "inversion_image"
+
 SERVICE = explainer_pb2.DESCRIPTOR.services_by_name["Explainer"]
 
 
@@ -30,6 +34,9 @@ class Address:
         png: whether the answer can be had as a picture.
         stream: the rpc that gives the same answer as it grows, as server-sent events; empty for none.
         instances: member that answers a body of KServe V1; empty where none is read.
+        kind: the one media type of the answer, where it is neither JSON nor protobuf; empty otherwise.
+        status: of an answer.
+        collection: what stands before a name in the path in the message's field of that name, with a slash.
     """
 
     verb: str
@@ -39,6 +46,9 @@ class Address:
     png: bool = False
     stream: str = ""
     instances: str = ""
+    kind: str = ""
+    status: int = 200
+    collection: str = ""
 
     @property
     def request(self) -> Descriptor:
@@ -58,6 +68,8 @@ class Address:
     @property
     def offers(self) -> list[str]:
         """The media types that the answer can be had in, the default first."""
+        if self.kind:
+            return [self.kind]
         further = [media.PNG] * self.png + [media.EVENT_STREAM] * bool(self.stream)
         return [media.JSON, media.PROTOBUF, *further]
 
@@ -68,6 +80,8 @@ class Address:
 
     def operation_for(self, accept: str) -> str:
         """Return the name of what is asked for with an Accept header: a stream is an operation of its own."""
+        if self.kind:
+            return INVERSION_IMAGE if self.kind == media.PNG else self.operation
         try:
             kind = media.choose(accept, self.offers)
         except ContractError:
@@ -97,12 +111,43 @@ ADDRESSES = (
     ),
     Address("POST", "/v1/models/{model}:evaluate", "Evaluate", "Measure how faithful the maps are."),
     Address("GET", "/v1/inversions", "ListInversions", "List layout inversions."),
-    Address("POST", "/v1/inversions", "CreateInversion", "Start a layout inversion."),
-    Address("GET", "/v1/inversions/{name}", "GetInversion", "Look at a layout inversion."),
-    Address("DELETE", "/v1/inversions/{name}", "DeleteInversion", "Forget a layout inversion."),
-    Address("POST", "/v1/inversions/{name}:cancel", "CancelInversion", "Stop a layout inversion."),
+    Address("POST", "/v1/inversions", "CreateInversion", "Start a layout inversion.", status=202),
     Address(
-        "GET", "/v1/inversions/{name}/image", "GetInversion", "The latest picture of a layout inversion."
+        "GET",
+        "/v1/inversions/{name}",
+        "GetInversion",
+        "Look at a layout inversion.",
+        collection=INVERSIONS,
     ),
-    Address("GET", "/v1/inversions/{name}/events", "WatchInversion", "Follow a layout inversion."),
+    Address(
+        "DELETE",
+        "/v1/inversions/{name}",
+        "DeleteInversion",
+        "Forget a layout inversion.",
+        status=204,
+        collection=INVERSIONS,
+    ),
+    Address(
+        "POST",
+        "/v1/inversions/{name}:cancel",
+        "CancelInversion",
+        "Stop a layout inversion.",
+        collection=INVERSIONS,
+    ),
+    Address(
+        "GET",
+        "/v1/inversions/{name}/image",
+        "GetInversion",
+        "The latest picture of a layout inversion.",
+        kind=media.PNG,
+        collection=INVERSIONS,
+    ),
+    Address(
+        "GET",
+        "/v1/inversions/{name}/events",
+        "WatchInversion",
+        "Follow a layout inversion.",
+        kind=media.EVENT_STREAM,
+        collection=INVERSIONS,
+    ),
 )

@@ -8,7 +8,9 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from whybox_proto import checks
-from whybox_service.operations import MAX_PAGE_SIZE
+from whybox_proto.inversions import LONGEST_KEY, MOST_PRIORITY
+from whybox_service.jobs.inversions import STATES
+from whybox_service.paging import MAX_PAGE_SIZE
 from whybox_service.rest.comments import comments
 
 Schema = dict[str, Any]
@@ -33,6 +35,10 @@ _SHARE: Schema = {"minimum": 0, "maximum": 1}
 _BOUNDS: dict[str, Schema] = {
     "Budget.samples": {"minimum": 1},
     "Budget.seconds": {"exclusiveMinimum": 0},
+    "CreateInversionRequest.idempotency_key": {"maxLength": LONGEST_KEY},
+    "CreateInversionRequest.priority": {"maximum": MOST_PRIORITY},
+    "ListInversionsRequest.page_size": {"maximum": MAX_PAGE_SIZE},
+    "ListInversionsRequest.state": {"enum": ["", *STATES]},
     "ListModelsRequest.page_size": {"maximum": MAX_PAGE_SIZE},
     "Nms.corr_high": {"minimum": -1, "maximum": 1},
     "Nms.corr_low": {"minimum": -1, "maximum": 1},

@@ -35,7 +35,7 @@ from whybox_client.cli.offline import failures_told, own_pictures
 @click.option(
     "--cost",
     type=click.FloatRange(0, min_open=True),
-    default=0.3,
+    default=0.35,
     show_default=True,
     help="Most that a map of the chosen layer may take, over a forward pass.",
 )

@@ -1,0 +1,349 @@
+"""States and pictures of jobs: files that are whole or not there, in a folder or behind an fsspec URL.
+
+    ID/000012.step    what the twelfth step ended with: how far it is, its picture, its state
+    ID/start          the picture that the client gave to start from
+    ID/picture.png    the last picture of a job that has ended
+
+A step's file never changes once it is there: who writes it a second time leaves the first one as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import struct
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whybox_proto.v1 import worker_pb2
+from whybox_service.jobs.database import JobsError
+
+if TYPE_CHECKING:
+    from whybox_service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+START, PICTURE, STEP = "start", "picture.png", ".step"
+_TEMPORARY = ".tmp"
+_FOLDER = "artifacts"
+# Magic; bytes of the message without state and picture, of the picture, of the state. They follow so.
+_HEADER = struct.Struct("<4sIQQ")
+_MAGIC = b"WBI1"
+# Whose writes are whole or not there by themselves.
+_ATOMIC = frozenset({"abfs", "abfss", "az", "gcs", "gs", "memory", "oss", "s3", "s3a"})
+
+
+class Files(ABC):
+    """Files in one folder for each job. Missing ones raise FileNotFoundError, all else OSError."""
+
+    @abstractmethod
+    def write(self, job: str, name: str, parts: Sequence[bytes], *, once: bool) -> None:
+        """Write a file, whole or not at all.
+
+        Args:
+            job: whose.
+            name: of the file.
+            parts: its bytes.
+            once: leave one that is there as it is.
+        """
+
+    @abstractmethod
+    def read(self, job: str, name: str, start: int = 0, length: int | None = None) -> bytes:
+        """Return a file, or a part of it."""
+
+    @abstractmethod
+    def names(self, job: str) -> list[str]:
+        """Return the names of a job's files; unfinished ones count."""
+
+    @abstractmethod
+    def jobs(self) -> list[str]:
+        """Return the jobs that have files."""
+
+    @abstractmethod
+    def delete(self, job: str, name: str) -> None:
+        """Delete a file, if it is there."""
+
+    @abstractmethod
+    def remove(self, job: str) -> None:
+        """Delete all of a job's files."""
+
+
+class Folder(Files):
+    """Files of the local machine, or of a volume that it has mounted."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def write(self, job: str, name: str, parts: Sequence[bytes], *, once: bool) -> None:
+        """Write beside it and put it in its place, so that nobody sees half a file."""
+        folder = self._path / job
+        folder.mkdir(mode=0o700, exist_ok=True)
+        final, temporary = folder / name, folder / f"{uuid.uuid4().hex}{_TEMPORARY}"
+        try:
+            with temporary.open("xb") as file:
+                file.writelines(parts)
+                file.flush()
+                os.fsync(file.fileno())
+            if once:
+                _link(temporary, final)
+            else:
+                temporary.replace(final)
+            _sync(folder)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def read(self, job: str, name: str, start: int = 0, length: int | None = None) -> bytes:
+        """Return a file, or a part of it."""
+        with (self._path / job / name).open("rb") as file:
+            file.seek(start)
+            return file.read() if length is None else file.read(length)
+
+    def names(self, job: str) -> list[str]:
+        """Return the names of a job's files."""
+        try:
+            return sorted(entry.name for entry in (self._path / job).iterdir())
+        except FileNotFoundError:
+            return []
+
+    def jobs(self) -> list[str]:
+        """Return the jobs that have files."""
+        return sorted(entry.name for entry in self._path.iterdir() if entry.is_dir())
+
+    def delete(self, job: str, name: str) -> None:
+        """Delete a file, if it is there."""
+        (self._path / job / name).unlink(missing_ok=True)
+
+    def remove(self, job: str) -> None:
+        """Delete all of a job's files."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._path / job)
+
+
+class Remote(Files):
+    """Files behind an fsspec URL, such as ``s3://bucket/whybox``; its package must be installed."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            import fsspec
+
+            self._fs, self._root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise JobsError(f"WHYBOX_JOBS_ARTIFACTS cannot be used: {error}") from error
+        self._fs.use_listings_cache = False
+        protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
+        self._atomic = bool(protocols & _ATOMIC)
+
+    def write(self, job: str, name: str, parts: Sequence[bytes], *, once: bool) -> None:
+        """Write it; beside it first where the storage would show half a file."""
+        final = self._at(job, name)
+        if once and self._fs.exists(final):
+            return
+        if self._atomic:
+            self._fs.pipe_file(final, b"".join(parts))
+            return
+        self._fs.makedirs(self._at(job), exist_ok=True)
+        temporary = self._at(job, f"{uuid.uuid4().hex}{_TEMPORARY}")
+        try:
+            self._fs.pipe_file(temporary, b"".join(parts))
+            self._fs.mv(temporary, final)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._fs.rm_file(temporary)
+            raise
+
+    def read(self, job: str, name: str, start: int = 0, length: int | None = None) -> bytes:
+        """Return a file, or a part of it."""
+        end = None if length is None else start + length
+        body: bytes = self._fs.cat_file(self._at(job, name), start=start, end=end)
+        return body
+
+    def names(self, job: str) -> list[str]:
+        """Return the names of a job's files."""
+        return self._listed(self._at(job), "file")
+
+    def jobs(self) -> list[str]:
+        """Return the jobs that have files."""
+        return self._listed(self._root, "directory")
+
+    def delete(self, job: str, name: str) -> None:
+        """Delete a file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._at(job, name))
+
+    def remove(self, job: str) -> None:
+        """Delete all of a job's files."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm(self._at(job), recursive=True)
+
+    def _at(self, *parts: str) -> str:
+        return "/".join((self._root.rstrip("/"), *parts))
+
+    def _listed(self, path: str, kind: str) -> list[str]:
+        try:
+            entries: list[dict[str, Any]] = self._fs.ls(path, detail=True)
+        except FileNotFoundError:
+            return []
+        return sorted(
+            entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == kind
+        )
+
+
+class Artifacts:
+    """What jobs keep."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Artifacts:
+        """Return the artifacts where the settings say that they are.
+
+        Raises:
+            JobsError: where they cannot be there.
+        """
+        where = settings.jobs_artifacts
+        if where is None:
+            if settings.data is None:
+                raise JobsError(
+                    "WHYBOX_JOBS_DATABASE needs WHYBOX_JOBS_ARTIFACTS: where states and pictures go"
+                )
+            where = str(settings.data / _FOLDER)
+        if "://" in where and not where.startswith("file://"):
+            return cls(Remote(where))
+        try:
+            return cls(Folder(Path(where.removeprefix("file://")).resolve()))
+        except OSError as error:
+            raise JobsError(f"{where} cannot be used for artifacts: {error.strerror or error}") from error
+
+    def keep_start(self, job: str, picture: bytes) -> None:
+        """Keep the picture that a job shall start from."""
+        self._files.write(job, START, [picture], once=False)
+
+    def start(self, job: str) -> bytes:
+        """Return the picture that a job shall start from; empty where it has none."""
+        try:
+            return self._files.read(job, START)
+        except FileNotFoundError:
+            return b""
+
+    def keep_step(self, job: str, step: int, advance: worker_pb2.Advance) -> None:
+        """Keep what a step ended with, unless that was done before."""
+        rest = worker_pb2.Advance()
+        rest.CopyFrom(advance)
+        state, picture = rest.state, rest.picture
+        rest.ClearField("state")
+        rest.ClearField("picture")
+        told = rest.SerializeToString()
+        header = _HEADER.pack(_MAGIC, len(told), len(picture), len(state))
+        self._files.write(job, _step(step), [header, told, picture, state], once=True)
+
+    def step(self, job: str, step: int) -> worker_pb2.Advance:
+        """Return what a step ended with, but for its state.
+
+        Raises:
+            FileNotFoundError: where it has not ended, or was deleted since.
+        """
+        name = _step(step)
+        told, picture, _ = self._sizes(job, name)
+        body = self._files.read(job, name, _HEADER.size, told + picture)
+        advance = worker_pb2.Advance.FromString(body[:told])
+        advance.picture = body[told:]
+        return advance
+
+    def state(self, job: str, step: int) -> bytes:
+        """Return the state that a step ended with.
+
+        Raises:
+            FileNotFoundError: as `step`.
+        """
+        name = _step(step)
+        told, picture, state = self._sizes(job, name)
+        return self._files.read(job, name, _HEADER.size + told + picture, state)
+
+    def picture(self, job: str, step: int) -> bytes:
+        """Return the latest picture of a job whose last step is this; empty where there is none yet.
+
+        Raises:
+            FileNotFoundError: where a later step has come meanwhile.
+        """
+        try:
+            return self._files.read(job, PICTURE)
+        except FileNotFoundError:
+            return self.step(job, step).picture if step else b""
+
+    def drop_step(self, job: str, step: int) -> None:
+        """Delete what a step ended with: no later one needs it any more."""
+        if step > 0:
+            self._files.delete(job, _step(step))
+
+    def settle(self, job: str, step: int) -> None:
+        """Leave of a job that has ended its last picture alone; doing it again does no harm.
+
+        Args:
+            job: which.
+            step: its last finished one; 0: none.
+        """
+        names, kept = self._files.names(job), {PICTURE}
+        if PICTURE not in names and step:
+            try:
+                if picture := self.step(job, step).picture:
+                    self._files.write(job, PICTURE, [picture], once=True)
+            except FileNotFoundError:
+                pass
+            except OSError as error:  # the disk is full: then the picture stays where it is
+                log.warning("the last picture of %s cannot be written: %s", job, error)
+                kept.add(_step(step))
+        for name in names:
+            if name not in kept:
+                self._files.delete(job, name)
+
+    def unsettled(self, job: str) -> bool:
+        """Whether there is more of a job than its last picture."""
+        return any(name != PICTURE for name in self._files.names(job))
+
+    def jobs(self) -> list[str]:
+        """Return the jobs of which there is something."""
+        return self._files.jobs()
+
+    def remove(self, job: str) -> None:
+        """Delete all that there is of a job."""
+        self._files.remove(job)
+
+    def _sizes(self, job: str, name: str) -> tuple[int, int, int]:
+        header = self._files.read(job, name, 0, _HEADER.size)
+        try:
+            magic, told, picture, state = _HEADER.unpack(header)
+        except struct.error:
+            magic = b""
+        if magic != _MAGIC:
+            raise OSError(f"{job}/{name} is no state of ours")
+        return told, picture, state
+
+
+def _step(step: int) -> str:
+    return f"{step:06d}{STEP}"
+
+
+def _link(temporary: Path, final: Path) -> None:
+    """Give a file its name, unless another has it."""
+    try:
+        os.link(temporary, final)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without links
+        if not final.exists():
+            temporary.replace(final)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

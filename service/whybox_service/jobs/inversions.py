@@ -1,0 +1,468 @@
+"""What can be asked of layout inversions: made, looked at, listed, watched, cancelled, deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from google.protobuf import empty_pb2
+
+from whybox_proto.errors import ContractError, shorten, unknown_name
+from whybox_proto.inversions import check_inversion
+from whybox_proto.v1 import explainer_pb2
+from whybox_service import paging
+from whybox_service.asking import Asking
+from whybox_service.calls import Call
+from whybox_service.jobs.database import DataFolder, JobsError, engine_for, is_file, url_of
+from whybox_service.metrics import Metrics
+from whybox_service.settings import Settings
+
+if TYPE_CHECKING:
+    from whybox_service.jobs.artifacts import Artifacts
+    from whybox_service.jobs.runner import Runner
+    from whybox_service.jobs.store import Record, Store
+    from whybox_service.jobs.tending import Tending
+
+log = logging.getLogger(__name__)
+
+STATES = ("queued", "running", "succeeded", "failed", "cancelled")
+# The table is looked at so often for each watcher; another replica may run the job.
+WATCH_SECONDS = 0.5
+_NAME = re.compile(r"inversions/([0-9a-f]{32})")
+_THREADS, THREAD_NAME, DBOS_THREAD_NAME = 6, "jobs", "dbos-executor"
+_COUNT_SECONDS = 5.0
+_MEND_SECONDS = 15.0
+_FORGET_SECONDS = 300.0
+# A step of about a second ends by itself; one that does not is given up.
+_ABANDON_SECONDS = 2.0
+_RETRY_SECONDS = 5.0
+_LOOK_SECONDS = 0.1
+
+T = TypeVar("T")
+SendEvent = Callable[[explainer_pb2.InversionEvent, bool], Awaitable[None]]
+"""Sends an event; the flag says whether it is the last one."""
+
+
+class Inversions:
+    """The jobs, as far as the settings say that there are any.
+
+    Raises:
+        JobsError: where the settings cannot be used.
+    """
+
+    def __init__(self, asking: Asking, metrics: Metrics, settings: Settings) -> None:
+        self._asking = asking
+        self._metrics = metrics
+        self._settings = settings
+        self._url: str | None = None
+        self._folder: DataFolder | None = None
+        if settings.data is not None or settings.jobs_database is not None:
+            self._url = url_of(settings)
+            if settings.data is not None and is_file(settings):
+                self._folder = DataFolder(settings.data)
+                self._folder.take()
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix=THREAD_NAME)
+        self._starting: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = asyncio.Event()
+        self._trouble = ""
+        self._store: Store | None = None
+        self._runner: Runner | None = None
+
+    async def begin(self) -> None:
+        """Take up what there is to do, in the background; a new folder waits for its first job."""
+        if self._url is None:
+            return
+        if self._folder is None or self._folder.has_jobs:
+            self._start()
+
+    async def stop(self) -> None:
+        """Let steps that run end, and end the watching; what is not done goes on at the next start."""
+        self._stopping.set()
+        if self._starting is not None:
+            await asyncio.gather(self._starting, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._runner is not None:
+            self._steps.stop()
+            if not await self._in_thread(self._runner.wait, self._settings.shutdown_seconds):
+                self._steps.abandon()
+                await self._in_thread(self._runner.wait, _ABANDON_SECONDS)
+            await self._in_thread(self._runner.stop)
+            self._runner = None
+        self._threads.shutdown(wait=False)
+        if self._folder is not None:
+            self._folder.release()
+
+    async def create(
+        self, request: explainer_pb2.CreateInversionRequest, call: Call
+    ) -> explainer_pb2.Inversion:
+        """Queue an inversion; one with the same idempotency key is the same one."""
+        store = await self._ready(call)
+        model = await self._asking.description(request.model, "", call)
+        check_inversion(request, model)
+        _check_key(request.idempotency_key)
+        digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+        kept = explainer_pb2.CreateInversionRequest()
+        kept.CopyFrom(request)
+        kept.ClearField("image")
+        record = await self._work(call, lambda: self._create(store, kept, request.image, digest))
+        return record.message(brief=False)
+
+    async def get(self, request: explainer_pb2.GetInversionRequest, call: Call) -> explainer_pb2.Inversion:
+        """Tell how an inversion is."""
+        return (await self._record(request.name, call)).message(brief=False)
+
+    async def page(
+        self, request: explainer_pb2.ListInversionsRequest, call: Call
+    ) -> explainer_pb2.ListInversionsResponse:
+        """List inversions, the newest first; without what is long of each."""
+        size = paging.size_of(request.page_size)
+        if request.state and request.state not in STATES:
+            raise unknown_name("invalid_argument", "state", request.state, STATES, field="state")
+        after = _read_position(request.page_token)
+        store = await self._ready(call)
+
+        def made() -> explainer_pb2.ListInversionsResponse:
+            found = store.page(request.state, size + 1, after)
+            token = ""
+            if len(found) > size:
+                last = found[size - 1]
+                token = paging.token(f"{last.created}:{last.id}")
+            told = [record.message(brief=True) for record in found[:size]]
+            return explainer_pb2.ListInversionsResponse(inversions=told, next_page_token=token)
+
+        return await self._work(call, made)
+
+    async def cancel(
+        self, request: explainer_pb2.CancelInversionRequest, call: Call
+    ) -> explainer_pb2.Inversion:
+        """End an inversion as it is; its last picture stays."""
+        record = await self._record(request.name, call)
+
+        def cancel() -> Record | None:
+            store, artifacts, runner, _ = self._parts
+            if not store.end(record.id, "cancelled"):
+                return None
+            self._metrics.inversion_ended(record.model, "cancelled")
+            runner.cancel(record.id)
+            ended = store.get(record.id)
+            if ended is not None:
+                artifacts.settle(ended.id, ended.step)
+            return ended
+
+        if not record.has_ended and (ended := await self._work(call, cancel)) is not None:
+            log.info("%s was cancelled", record.name)
+            return ended.message(brief=False)
+        record = await self._record(request.name, call)
+        raise ContractError(
+            "inversion_ended",
+            f"{record.name} has ended and cannot be cancelled",
+            field="name",
+            expected="an inversion that is queued or running",
+            got=record.state,
+        )
+
+    async def delete(self, request: explainer_pb2.DeleteInversionRequest, call: Call) -> empty_pb2.Empty:
+        """Forget an inversion and its pictures; one that has not ended is cancelled by that."""
+        record = await self._record(request.name, call)
+
+        def delete() -> bool:
+            store, artifacts, runner, _ = self._parts
+            was_there = store.delete([record.id]) > 0
+            if not record.has_ended:
+                runner.cancel(record.id)
+            runner.forget([record.id])
+            artifacts.remove(record.id)
+            return was_there
+
+        if not await self._work(call, delete):
+            raise _unknown(request.name)
+        if not record.has_ended:
+            self._metrics.inversion_ended(record.model, "cancelled")
+        return empty_pb2.Empty()
+
+    async def picture(self, name: str, call: Call) -> bytes:
+        """Return the latest picture of an inversion, PNG.
+
+        Raises:
+            ContractError: `not_found` while there is none.
+        """
+        picture = await self._picture(await self._record(name, call), call)
+        if not picture:
+            raise ContractError("not_found", f"{name} has no picture yet")
+        return picture
+
+    async def watch(self, request: explainer_pb2.WatchInversionRequest, call: Call, send: SendEvent) -> None:
+        """Tell of an inversion as it changes, until it has ended.
+
+        Who goes on after an event is told, in one event, of what has changed since; after the last, nothing.
+        """
+        seen = _read_event_id(request.last_event_id)
+        record = await self._record(request.name, call)
+        if seen > record.revision:
+            raise ContractError(
+                "invalid_argument",
+                f"{record.name} has had no such event",
+                field="last_event_id",
+                expected=f"at most {record.revision}",
+                got=str(seen),
+            )
+        while True:
+            if record.revision > seen:
+                seen = record.revision
+                event = explainer_pb2.InversionEvent(
+                    id=str(seen),
+                    inversion=record.message(brief=not record.has_ended),
+                    preview=await self._picture(record, call),
+                )
+                await send(event, record.has_ended)
+            if record.has_ended:
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), WATCH_SECONDS)
+            if self._stopping.is_set():
+                raise ContractError(
+                    "backend_unavailable",
+                    "the service stops; go on after the last event",
+                    retry_after=_RETRY_SECONDS,
+                )
+            record = await self._record(request.name, call)
+
+    def _start(self) -> asyncio.Task[None]:
+        if self._starting is None or (self._starting.done() and self._starting.exception() is not None):
+            self._starting = asyncio.create_task(self._started())
+        return self._starting
+
+    async def _started(self) -> None:
+        """Start DBOS, which imports much and may wait for its database, and what is done beside the jobs."""
+        while True:
+            try:
+                await self._in_thread(self._assemble, asyncio.get_running_loop())
+                break
+            except JobsError:
+                log.exception("there will be no inversions")
+                raise
+            except Exception as error:
+                self._trouble = shorten(error, 500)
+                log.warning("jobs cannot start yet: %s", self._trouble)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), _RETRY_SECONDS)
+                if self._stopping.is_set():
+                    return
+        tending = self._tending
+        for work, seconds in (
+            (self._count, _COUNT_SECONDS),
+            (tending.mend, _MEND_SECONDS),
+            (tending.forget, _FORGET_SECONDS),
+        ):
+            self._tasks.append(asyncio.create_task(self._regularly(work, seconds)))
+
+    def _assemble(self, loop: asyncio.AbstractEventLoop) -> None:
+        from whybox_service.jobs.artifacts import Artifacts
+        from whybox_service.jobs.runner import Runner
+        from whybox_service.jobs.steps import Steps
+        from whybox_service.jobs.store import Store
+        from whybox_service.jobs.tending import Tending
+
+        assert self._url is not None
+        started = time.monotonic()
+        artifacts = Artifacts.from_settings(self._settings)
+        engine = engine_for(self._url)
+        Store.prepare(engine)
+        runner = Runner(self._settings, self._url, engine)
+        store = Store(engine, runner.enqueue)
+        steps = Steps(store, artifacts, self._asking, self._metrics, self._settings, loop)
+        try:
+            runner.start(steps)
+        except BaseException:
+            runner.stop()
+            raise
+        self._artifacts, self._steps, self._runner, self._store = artifacts, steps, runner, store
+        self._tending = Tending(store, artifacts, runner, self._metrics, self._settings)
+        log.info(
+            "jobs are run, as %s, after %.2f s", self._settings.jobs_executor, time.monotonic() - started
+        )
+
+    def _count(self) -> None:
+        store, *_ = self._parts
+        self._metrics.inversions(store.counts())
+
+    async def _regularly(self, work: Callable[[], None], seconds: float) -> None:
+        while True:
+            try:
+                await self._in_thread(work)
+            except Exception:
+                log.exception("jobs could not be tended")
+            await asyncio.sleep(seconds)
+
+    @property
+    def _parts(self) -> tuple[Store, Artifacts, Runner, Tending]:
+        assert self._store is not None
+        assert self._runner is not None
+        return self._store, self._artifacts, self._runner, self._tending
+
+    async def _ready(self, call: Call) -> Store:
+        """Return the table once jobs are run; the first question may wait for that."""
+        if self._url is None:
+            raise ContractError(
+                "not_implemented",
+                "this service runs no inversions",
+                expected="WHYBOX_DATA or WHYBOX_JOBS_DATABASE in the service's settings",
+            )
+        if self._store is None:
+            if self._stopping.is_set():
+                raise _unavailable("the service stops")
+            await self._wait_for_start(call)
+        if self._store is None:
+            raise _unavailable("jobs cannot be run now" if self._trouble else "the service stops")
+        return self._store
+
+    async def _wait_for_start(self, call: Call) -> None:
+        """Wait until jobs are run, unless they could not be at the last try."""
+        starting = self._start()
+        async with call.deadline.limit():
+            while not starting.done() and not self._trouble:
+                await asyncio.wait({starting}, timeout=_LOOK_SECONDS)
+        if starting.done() and (error := starting.exception()) is not None:
+            raise ContractError("internal", f"jobs cannot be run: {error}") from error
+
+    async def _record(self, name: str, call: Call) -> Record:
+        match = _NAME.fullmatch(name)
+        if not name:
+            raise ContractError(
+                "invalid_argument", "no inversion is named", field="name", expected="inversions/ID"
+            )
+        store = await self._ready(call)
+        if match is None:
+            raise _unknown(name)
+        record = await self._work(call, lambda: store.get(match[1]))
+        if record is None:
+            raise _unknown(name)
+        return record
+
+    async def _picture(self, record: Record, call: Call) -> bytes:
+        """Return the latest picture; a step that was followed by others meanwhile is looked for again."""
+        while True:
+            try:
+                return await self._work(call, partial(self._artifacts.picture, record.id, record.step))
+            except FileNotFoundError:
+                newer = await self._record(record.name, call)
+                if newer.revision == record.revision:
+                    return b""
+                record = newer
+
+    def _create(
+        self, store: Store, request: explainer_pb2.CreateInversionRequest, image: bytes, digest: bytes
+    ) -> Record:
+        from whybox_service.jobs.store import KeyTakenError, New
+
+        key = request.idempotency_key
+        if key and (there := store.by_key(key)) is not None:
+            return _same(there, digest)
+        new = New(_new_id(), request, digest)
+        if image:
+            self._artifacts.keep_start(new.id, image)
+        try:
+            return store.create(new, self._settings.jobs_queued)
+        except BaseException as error:
+            if image:
+                self._artifacts.remove(new.id)
+            if isinstance(error, KeyTakenError) and (there := store.by_key(key)) is not None:
+                return _same(there, digest)
+            raise
+
+    async def _work(self, call: Call, work: Callable[[], T]) -> T:
+        """Do something with the table or the artifacts, in a thread and within the request's deadline."""
+        from sqlalchemy.exc import InterfaceError, OperationalError
+
+        async with call.deadline.limit():
+            try:
+                return await self._in_thread(work)
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                log.warning("artifacts cannot be used: %s", error)
+                raise ContractError(
+                    "storage_failed", f"artifacts cannot be used: {error.strerror or error}"
+                ) from error
+            except (OperationalError, InterfaceError) as error:
+                log.warning("the database of jobs cannot be used: %s", error)
+                if "disk is full" in str(error):
+                    raise ContractError("storage_failed", "the database of jobs is full") from error
+                raise _unavailable("the database of jobs cannot be reached") from error
+
+    async def _in_thread(self, work: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+
+
+def _new_id() -> str:
+    """Make an id: the time in milliseconds, then chance."""
+    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+
+
+def _same(record: Record, digest: bytes) -> Record:
+    if record.digest != digest:
+        raise ContractError(
+            "idempotency_conflict",
+            f"the key belongs to {record.name}, which was asked for otherwise",
+            field="idempotency_key",
+            expected="the same request, or another key",
+        )
+    return record
+
+
+def _check_key(key: str) -> None:
+    if "\0" in key:
+        raise ContractError(
+            "invalid_argument", "the key has a NUL", field="idempotency_key", expected="characters that print"
+        )
+
+
+def _read_position(token: str) -> tuple[int, str] | None:
+    """Read the page token of a list of jobs."""
+    text = paging.read_token(token)
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d{1,18}):([0-9a-f]{32})", text, re.ASCII)
+    if match is None:
+        raise paging.bad_token(token)
+    return int(match[1]), match[2]
+
+
+def _read_event_id(given: str) -> int:
+    if not given:
+        return 0
+    if re.fullmatch(r"[0-9]{1,9}", given) is None:
+        raise ContractError(
+            "invalid_argument",
+            "not the id of an event",
+            field="last_event_id",
+            expected="the id of an event of this inversion, or nothing",
+            got=shorten(given),
+        )
+    return int(given)
+
+
+def _unknown(name: str) -> ContractError:
+    return ContractError(
+        "unknown_inversion",
+        f"there is no inversion {shorten(name)!r}",
+        field="name",
+        expected="the name of an inversion that has not been deleted",
+        got=shorten(name),
+    )
+
+
+def _unavailable(message: str) -> ContractError:
+    return ContractError("backend_unavailable", message, retry_after=_RETRY_SECONDS)

@@ -1,0 +1,179 @@
+"""Several gateways on one Postgres, a real one: jobs are shared, watched everywhere, and handed over."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from jobs_parts import Gateway, PlayedTorchServe, check_whole, eventually, gateway, problem
+from postgres import Postgres, postgres
+from test_jobs import LONG, SHORT, events, iteration, listed_names
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[Postgres]:
+    with postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def torchserve() -> Iterator[PlayedTorchServe]:
+    with PlayedTorchServe() as torchserve:
+        yield torchserve
+
+
+@pytest.fixture
+def replicas(database: Postgres, torchserve: PlayedTorchServe, tmp_path: Path) -> Iterator[list[Gateway]]:
+    """Two gateways that share a database and a folder of artifacts."""
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                gateway(
+                    tmp_path / name,
+                    torchserve.url,
+                    WHYBOX_JOBS_DATABASE=database.url,
+                    WHYBOX_JOBS_ARTIFACTS=str(tmp_path / "artifacts"),
+                    WHYBOX_JOBS_EXECUTOR=f"{name}-{tmp_path.name}"[:60],
+                    WHYBOX_JOBS_RUNNING="2",
+                )
+            )
+            for name in ("one", "two")
+        ]
+
+
+def whybox_jobs(database: Postgres, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "whybox_client.cli", "jobs", *arguments, "--database", database.url]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def executor(running: Gateway) -> str:
+    return running.environment["WHYBOX_JOBS_EXECUTOR"]
+
+
+def test_ten_jobs_while_replicas_die(replicas: list[Gateway], torchserve: PlayedTorchServe) -> None:
+    one, two = replicas
+    asked = {"iterations": 60, "pause": 0.01}
+    names = [(one, two)[i % 2].create(asked, idempotency_key=f"ten-{i}")["name"] for i in range(10)]
+    assert two.create(asked, idempotency_key="ten-0")["name"] == names[0]
+    eventually(lambda: sum(iteration(two, name) > 0 for name in names) >= 3)
+    one.kill()
+    time.sleep(0.5)
+    one.start()
+    two.kill()
+    two.start()
+    for name in names:
+        job = one.wait(name)
+        check_whole(job)
+        assert two.get(name) == job
+        assert two.picture(name).content == one.picture(name).content
+    assert listed_names(one) == listed_names(two) == names[::-1]
+    for name in names:
+        steps = torchserve.steps_of(name)
+        assert sorted(set(steps)) == list(range(1, 13))
+        assert len(steps) <= 12 + 2
+
+
+def test_a_job_is_watched_and_cancelled_from_another_replica(replicas: list[Gateway]) -> None:
+    one, two = replicas
+    one.create(LONG)  # so that both have something to do, whoever takes it
+    jobs = [one.create(LONG)["name"] for _ in range(3)]
+    for name in jobs:
+        one.wait(name, "running")
+        watching = events(two, name)
+        while "progress" not in next(watching)[2]["inversion"]:
+            pass
+        assert two.ask("POST", name + ":cancel").json()["state"] == "cancelled"
+        *_, last = watching
+        assert last[2]["inversion"]["state"] == "cancelled"
+        assert problem(one.ask("POST", name + ":cancel")) == (409, "inversion_ended", "name")
+        assert one.picture(name).content == two.picture(name).content
+    for name in listed_names(one):
+        one.ask("DELETE", name)
+
+
+def test_a_dead_replicas_jobs_are_handed_over(
+    replicas: list[Gateway], database: Postgres, torchserve: PlayedTorchServe
+) -> None:
+    one, two = replicas
+    names = [one.create({"iterations": 200, "pause": 0.01})["name"] for _ in range(4)]
+    for name in names:
+        eventually(lambda name=name: iteration(one, name) > 0)
+    torchserve.mode = "hold"
+    listed = dict(line.split("\t") for line in whybox_jobs(database, "executors").stdout.splitlines())
+    assert listed == {executor(one): "2", executor(two): "2"}
+    one.kill()
+    adopted = whybox_jobs(database, "adopt", executor(one))
+    assert adopted.returncode == 0, adopted.stderr
+    assert len(adopted.stdout.splitlines()) == 2
+    assert set(adopted.stdout.splitlines()) < set(names)
+    torchserve.mode = "well"
+    for name in names:
+        check_whole(two.wait(name))
+        assert len(torchserve.steps_of(name)) <= 40 + 1
+    assert whybox_jobs(database, "executors").stdout == ""
+    again = whybox_jobs(database, "adopt", executor(one))
+    assert (again.returncode, again.stdout) == (0, "")
+    assert "has no running jobs" in again.stderr
+
+
+def test_the_database_goes_and_comes_back(replicas: list[Gateway], database: Postgres) -> None:
+    one, two = replicas
+    assert two.ask("GET", "inversions").status_code == 200
+    job = one.create({"iterations": 150, "pause": 0.01})
+    eventually(lambda: iteration(one, job["name"]) > 0)
+    database.stop()
+    response = two.ask("GET", job["name"])
+    assert problem(response) == (503, "backend_unavailable", "")
+    assert two.ask("GET", "models").status_code == 200
+    time.sleep(1.0)
+    database.start()
+    check_whole(two.wait(job["name"]))
+    check_whole(one.wait(one.create(SHORT)["name"]))
+
+
+def test_a_replica_ends_while_the_database_is_gone(
+    replicas: list[Gateway], database: Postgres, torchserve: PlayedTorchServe
+) -> None:
+    one, _ = replicas
+    torchserve.mode = "hold"
+    job = one.create(SHORT)
+    eventually(lambda: torchserve.at_once == 1)
+    database.stop()
+    torchserve.mode = "well"
+    assert one.stop() == 0
+    database.start()
+    one.start()
+    check_whole(one.wait(job["name"]))
+
+
+def test_a_replica_starts_before_its_database(replicas: list[Gateway], database: Postgres) -> None:
+    one, _ = replicas
+    one.kill()
+    database.stop()
+    one.start()
+    eventually(lambda: one.ask("GET", "inversions").status_code == 503)
+    database.start()
+    eventually(lambda: one.ask("GET", "inversions").status_code == 200)
+
+
+class TestCommand:
+    def test_a_database_that_is_not_there(self) -> None:
+        command = [sys.executable, "-m", "whybox_client.cli", "jobs", "executors"]
+        done = subprocess.run(
+            [*command, "--database", "postgresql://nobody@127.0.0.1:1/none"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode != 0
+        assert "the database of jobs cannot be used" in done.stderr
+        assert "Traceback" not in done.stderr
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        assert "set WHYBOX_DATA, or WHYBOX_JOBS_DATABASE" in done.stderr
