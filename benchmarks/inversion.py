@@ -1,9 +1,10 @@
 """What layout inversion costs, and whether others see what it makes.
 
 Cost: one iteration over the bare forward and backward pass of the same detector on a picture of the same size
-(`propose`, and the gradient of the sum of all that it says). Transfer (`--layouts N`): layouts of held-out
-scenes are inverted with each demo detector, and each detector looks at all of the pictures: COCO's AP50, one
-row for each preset and detector inverted. The diagonal is the detector's own; what counts is the rest.
+(`stage_outputs`, and the gradient of the sum of all that it says). Transfer (`--layouts N`): layouts of
+held-out scenes are inverted with each demo detector, and each detector looks at all of the pictures: COCO's
+AP50, one row for each preset and detector inverted. The diagonal is the detector's own; what counts is the
+rest.
 
     python benchmarks/inversion.py [--layouts N] [--iterations N] [--models NAME ...] [--out FOLDER]
 """
@@ -96,7 +97,7 @@ def cost(detector: WhiteBoxDetector, preset: str) -> tuple[float, float]:
 
     def bare() -> None:
         picture = torch.rand(3, layout.height, layout.width).requires_grad_()
-        said = detector.propose(detector.embed(picture))
+        said = detector.stage_outputs(detector.embed(picture))
         total = torch.stack([stage.logits.sum() + stage.boxes.sum() for stage in said]).sum()
         torch.autograd.grad(total, picture)
 
@@ -135,7 +136,7 @@ def transfer(detectors: dict[str, WhiteBoxDetector], preset: str, options: argpa
             for other, looking in detectors.items()
         }
         precision = {other: average_precision(pairs, [0.5]) for other, pairs in seen.items()}
-        own = [match_of(layout, found) for layout, found in seen[name]]
+        own = [match_of(layout, found, CONFIDENT) for layout, found in seen[name]]
         others = [value for other, value in precision.items() if other != name]
         told = " | ".join(f"{value:.2f}" for value in precision.values())
         overlap = statistics.mean(match.mean_iou for match in own)

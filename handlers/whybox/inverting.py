@@ -89,7 +89,7 @@ class Inverting:
         progress = explainer_pb2.InversionProgress(
             iteration=state.iteration,
             iterations=settings.iterations,
-            losses={name: curve[-1][1] for name, curve in state.curves.items()},
+            losses=state.losses,
             found=int((matches(layout.boxes, layout.labels, shown) >= 0).sum()),
         )
         answer = worker_pb2.Advance(
@@ -97,7 +97,7 @@ class Inverting:
         )
         if inverter.finished(state):
             answer.result.detections.extend(messages_of(shown, self._detector.labels))
-            answer.result.match.CopyFrom(match_of(layout, found))
+            answer.result.match.CopyFrom(match_of(layout, found, self._model.score_threshold))
             for name, curve in state.curves.items():
                 answer.result.losses.add(
                     name=name, iterations=[i for i, _ in curve], values=[v for _, v in curve]

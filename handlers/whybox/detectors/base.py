@@ -28,7 +28,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from whybox.detectors.proposals import Proposals
+from whybox.detectors.stage_outputs import StageOutputs
 from whybox.gaussian import smooth, smoothing_margin
 from whybox.nms import Correlate, Verdict, suppress
 
@@ -402,9 +402,9 @@ class WhiteBoxDetector(Detector):
         layers: the layers that can be tapped, by name.
         traces: it can be differentiated down to its pixels: it has `trace`.
         dense: a dense head says of each class, at every cell of its levels: it has `class_maps`.
-        stages: what `propose` returns, in order: ``dense``, or ``rpn`` and ``roi``; empty for a detector that
-            cannot be inverted.
-        masks: it has a mask for each detection, and `propose` says them.
+        stages: what `stage_outputs` returns, in order: ``dense``, or ``rpn`` and ``roi``; empty for a
+            detector that cannot be inverted.
+        masks: it has a mask for each detection, and `stage_outputs` says them.
     """
 
     layers: Mapping[str, Layer]
@@ -575,7 +575,7 @@ class WhiteBoxDetector(Detector):
         """
         raise NotImplementedError(f"{type(self).__name__} cannot be inverted")
 
-    def propose(self, batch: Batch, regions: Tensor | None = None) -> list[Proposals]:
+    def stage_outputs(self, batch: Batch, regions: Tensor | None = None) -> list[StageOutputs]:
         """Run the network and keep the graph from its input to all that it says.
 
         Args:

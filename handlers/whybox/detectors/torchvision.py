@@ -37,8 +37,8 @@ from whybox.detectors.base import (
 )
 from whybox.detectors.dense import Tower, locate
 from whybox.detectors.postprocess import contenders
-from whybox.detectors.proposals import Proposals
 from whybox.detectors.roi_taps import Regions, RoiLevelTap, RoiTap
+from whybox.detectors.stage_outputs import StageOutputs
 from whybox.detectors.stage_taps import SharedTaps, StageTap, Upward
 from whybox.detectors.taps import DenseHead, DenseLevelTap, PerLevelTap, level_grids
 from whybox.detectors.whole_level import WholeLevelTap, spans_level
@@ -162,14 +162,14 @@ class TorchvisionDetector(WhiteBoxDetector):
         return Batch(listed.tensors, (Frame(picture.shape[2], picture.shape[1], width, height),))
 
     @torch.enable_grad()
-    def propose(self, batch: Batch, regions: Tensor | None = None) -> list[Proposals]:
-        """See `WhiteBoxDetector.propose`."""
+    def stage_outputs(self, batch: Batch, regions: Tensor | None = None) -> list[StageOutputs]:
+        """See `WhiteBoxDetector.stage_outputs`."""
         forward = Forward(batch, {}, self._pyramid(self._body(batch.pixels)))
-        return self._propose(forward, regions)
+        return self._stage_outputs(forward, regions)
 
     @abstractmethod
-    def _propose(self, forward: Forward, regions: Tensor | None) -> list[Proposals]:
-        """Run the head over levels that have their graph; see `WhiteBoxDetector.propose`."""
+    def _stage_outputs(self, forward: Forward, regions: Tensor | None) -> list[StageOutputs]:
+        """Run the head over levels that have their graph; see `WhiteBoxDetector.stage_outputs`."""
 
     def _held_head(self, forward: Forward, held: Mapping[str, Tensor]) -> None:
         """Run the head for a trace; anchors are the same in every pass."""
@@ -377,7 +377,7 @@ class OneStageDetector(TorchvisionDetector):
         counts = torch.tensor([h * w * forward.extra["per_cell"] for h, w in self._level_sizes(forward)])
         return torch.arange(len(counts)).repeat_interleave(counts).to(self.device)
 
-    def _propose(self, forward: Forward, regions: Tensor | None) -> list[Proposals]:
+    def _stage_outputs(self, forward: Forward, regions: Tensor | None) -> list[StageOutputs]:
         del regions
         self.run_head(forward)
         raw = {name: value[0] for name, value in forward.extra["raw"].items()}
@@ -385,7 +385,7 @@ class OneStageDetector(TorchvisionDetector):
         boxes = self._decode(raw, anchors)[1]
         logits, quality = raw["logits"][:, self.first :], raw.get("centerness")
         return [
-            Proposals(
+            StageOutputs(
                 "dense",
                 logits,
                 boxes,
@@ -555,7 +555,7 @@ class RcnnDetector(TorchvisionDetector):
         logits, deltas = heads.box_predictor(heads.box_head(features))
         return {"logits": logits, "deltas": deltas}
 
-    def _propose(self, forward: Forward, regions: Tensor | None) -> list[Proposals]:
+    def _stage_outputs(self, forward: Forward, regions: Tensor | None) -> list[StageOutputs]:
         rpn, heads = self.model.rpn, self.model.roi_heads
         images = _image_list(forward.batch)
         levels = list(forward.levels.values())
@@ -569,7 +569,7 @@ class RcnnDetector(TorchvisionDetector):
                 boxes.detach()[None], objectness.detach(), images.image_sizes, counts
             )
         groups = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(self.device)
-        first = Proposals("rpn", objectness, boxes, anchors, groups)
+        first = StageOutputs("rpn", objectness, boxes, anchors, groups)
         self._run_regions(forward, [regions])
         raw = {name: value[0] for name, value in forward.extra["raw"].items()}
         decoded = heads.box_coder.decode(raw["deltas"], [regions])[:, self.first :]
@@ -580,7 +580,7 @@ class RcnnDetector(TorchvisionDetector):
             own: Tensor = logits[torch.arange(len(labels), device=labels.device), labels + self.first]
             return own
 
-        second = Proposals(
+        second = StageOutputs(
             "roi",
             raw["logits"],
             decoded,

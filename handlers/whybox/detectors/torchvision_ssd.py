@@ -13,7 +13,7 @@ from torch import Tensor
 from whybox.detectors.base import Candidates, Contenders, Forward, Frame, Outputs, PostProcessing, Tap
 from whybox.detectors.dense import Places, Tower, locate
 from whybox.detectors.postprocess import contenders
-from whybox.detectors.proposals import Proposals
+from whybox.detectors.stage_outputs import StageOutputs
 from whybox.detectors.taps import DenseHead, DenseLevelTap, PerLevelTap
 from whybox.detectors.torchvision import OneStageDetector, grids_of
 
@@ -69,8 +69,8 @@ class SsdDetector(OneStageDetector):
         ]
         return {name: [run[name] for run in runs] for name in runs[0]}, []
 
-    def _propose(self, forward: Forward, regions: Tensor | None) -> list[Proposals]:
-        (dense,) = super()._propose(forward, regions)
+    def _stage_outputs(self, forward: Forward, regions: Tensor | None) -> list[StageOutputs]:
+        (dense,) = super()._stage_outputs(forward, regions)
         logits = forward.extra["raw"]["logits"][0]  # background first
         return [replace(dense, logits=logits, softmax=True)]
 

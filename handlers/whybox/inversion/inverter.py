@@ -14,19 +14,26 @@ import torch
 from torch import Tensor
 
 from whybox.detectors.base import Detections, PostProcessing, WhiteBoxDetector
-from whybox.inversion.changes import Seen, change
+from whybox.inversion.augmentation import View, augment
 from whybox.inversion.channels import uneven_channels
 from whybox.inversion.filters import distance_from_grey, total_variation
 from whybox.inversion.layout import Layout
-from whybox.inversion.losses import mask_loss, stage_losses
+from whybox.inversion.losses import mask_bins, mask_loss, stage_losses
 from whybox.inversion.parametrisation import blur_tensors, clip, picture_of, start
 from whybox.inversion.settings import Settings
 from whybox.inversion.state import State
 from whybox.inversion.targets import Objects, assign, assign_single
 from whybox.methods.sampling import generator
+from whybox_proto.errors import ContractError
 
 CURVE_POINTS = 200
 """Of a loss curve, about: the iterations between two follow from all there are."""
+
+WHOLE = 0.999
+"""Share of an object that must be in view for its mask to be compared."""
+
+ENOUGH = 0.5
+"""Share of an object that must be in view for it to be asked for."""
 
 OBJECTNESS = 0.5
 """Score of a first stage's candidate from which it shall be background where nothing is."""
@@ -46,7 +53,8 @@ class Inverter:
         """Take what to do.
 
         Raises:
-            ValueError: if the detector cannot be inverted, or the settings leave nothing to aim at.
+            ValueError: if the detector cannot be inverted.
+            ContractError: if the settings leave nothing to aim at.
         """
         if not detector.stages:
             raise ValueError(f"{type(detector).__name__} cannot be inverted")
@@ -54,13 +62,26 @@ class Inverter:
         self.layout = layout
         self.settings = settings
         self.seed = seed
+        self._bins: Tensor | None = None
         able = ["cls", "reg", *(["mask"] if detector.masks and layout.masked else [])]
         asked = able if settings.losses == "all" else settings.losses.split("+")
         self.losses = frozenset(asked)
         if "mask" in self.losses and "mask" not in able:
             what = "the layout has no masks" if detector.masks else "the detector has no masks"
-            raise ValueError(
-                f"losses: expected some of {', '.join(able)}, since {what}; got {settings.losses}"
+            raise ContractError(
+                "invalid_argument",
+                what,
+                field="params.losses",
+                expected=f"some of {', '.join(able)}",
+                got=settings.losses,
+            )
+        if not any(getattr(settings, f"weight_{name}") for name in self.losses):
+            raise ContractError(
+                "invalid_argument",
+                "there is nothing that the picture is made for",
+                field=f"params.weight_{min(self.losses)}",
+                expected=f"a weight above 0 of {' or '.join(sorted(self.losses))}",
+                got="0",
             )
 
     def begin(self, picture: Tensor | None = None) -> State:
@@ -118,12 +139,13 @@ class Inverter:
         clip(settings.parametrisation, state.tensors)
         state.iteration += 1
         if settings.blur_every and state.iteration % settings.blur_every == 0:
-            blur_tensors(settings.parametrisation, state.tensors, max(state.sigma, settings.blur_least))
+            blur_tensors(state.tensors, max(state.sigma, settings.blur_least))
             state.sigma *= settings.blur_decay
+        state.losses = {name: float(value) for name, value in parts.items()}
         every = math.ceil(settings.iterations / CURVE_POINTS)
         if state.iteration % every == 0 or state.iteration in (1, settings.iterations):
-            for name, value in parts.items():
-                state.curves.setdefault(name, []).append((state.iteration, float(value)))
+            for name, value in state.losses.items():
+                state.curves.setdefault(name, []).append((state.iteration, value))
 
     def objective(self, tensors: list[Tensor], iteration: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return what an iteration makes less, and its parts by name, weighted, ``total`` among them.
@@ -132,25 +154,25 @@ class Inverter:
         """
         settings, layout = self.settings, self.layout
         picture = picture_of(settings.parametrisation, tensors)
-        masks = layout.masks if "mask" in self.losses else None
-        seen = change(Seen(picture, layout.boxes, masks), settings, self.seed, iteration)
-        parts = self._detector_losses(seen, iteration)
+        view = augment(View.of(picture, layout.boxes), settings, self.seed, iteration)
+        parts = self._detector_losses(view, iteration)
         if settings.tv_weight:
             parts["tv"] = settings.tv_weight * total_variation(picture, settings.tv_exponent)
         if settings.norm_weight:
             parts["norm"] = settings.norm_weight * distance_from_grey(picture, settings.norm_exponent)
-        total = torch.stack(list(parts.values())).sum()
+        nothing = 0 * picture.sum()  # all there is where everything asked for has been moved out of view
+        total = torch.stack([nothing, *parts.values()]).sum()
         return total, {**{name: part.detach() for name, part in parts.items()}, "total": total.detach()}
 
-    def _detector_losses(self, seen: Seen, iteration: int) -> dict[str, Tensor]:
+    def _detector_losses(self, view: View, iteration: int) -> dict[str, Tensor]:
         settings, defaults = self.settings, self.detector.defaults
-        batch = self.detector.embed(seen.picture)
-        frame = batch.frames[0]
-        objects = Objects(frame.to_network(seen.boxes), self.layout.labels)
+        batch = self.detector.embed(view.picture)
+        boxes = batch.frames[0].to_network(view.boxes)
+        objects = Objects(boxes, self.layout.labels, view.visible >= ENOUGH)
         parts: dict[str, Tensor] = {}
         random = generator(~self.seed, iteration)
         with uneven_channels(self.detector, settings.channel_noise, random):
-            stages = self.detector.propose(batch, objects.boxes if settings.single else None)
+            stages = self.detector.stage_outputs(batch, objects.boxes if settings.single else None)
         weights = {
             "cls": settings.weight_cls,
             "logit": settings.weight_logit if "cls" in self.losses else 0.0,
@@ -176,13 +198,17 @@ class Inverter:
                 weight = weights[name] * (settings.weight_rpn if first_of_two else 1.0)
                 if weight and (name in self.losses or name == "logit"):
                     parts[f"{said.stage}_{name}" if len(stages) > 1 else name] = weight * value
-            if said.masks is not None and "mask" in self.losses and seen.masks is not None:
-                scaled = _to_network(
-                    seen.masks, batch.pixels.shape, (frame.network_height, frame.network_width)
-                )
-                wrong = mask_loss(said, objects, scaled, which=self.layout.masked)
-                parts["mask"] = settings.weight_mask * wrong
+            whole = [i for i in self.layout.masked if float(view.visible[i]) > WHOLE]
+            if said.masks is not None and "mask" in self.losses and whole:
+                parts["mask"] = settings.weight_mask * mask_loss(said, objects, whole, self._mask_bins)
         return parts
+
+    def _mask_bins(self, side: int) -> Tensor:
+        """What the masks shall be, cut once: they lie in their boxes, wherever these are moved."""
+        if self._bins is None or self._bins.shape[-1] != side:
+            assert self.layout.masks is not None
+            self._bins = mask_bins(self.layout.masks, self.layout.boxes, side)
+        return self._bins
 
     @torch.no_grad()
     def _step(self, state: State, gradients: tuple[Tensor, ...]) -> None:
@@ -202,10 +228,3 @@ class Inverter:
             second.mul_(square).addcmul_(gradient, gradient, value=1 - square)
             size = (second / (1 - square**count)).sqrt_().add_(1e-8)
             tensor.addcdiv_(first, size, value=-rate / (1 - beta**count))
-
-
-def _to_network(masks: Tensor, padded: torch.Size, size: tuple[int, int]) -> Tensor:
-    """Scale masks (L, h, w) to the network's picture and pad them as it is: (L, H, W)."""
-    if masks.shape[1:] != size:
-        masks = torch.nn.functional.interpolate(masks[None], size, mode="bilinear", align_corners=False)[0]
-    return torch.nn.functional.pad(masks, (0, padded[3] - size[1], 0, padded[2] - size[0]))

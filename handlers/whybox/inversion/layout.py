@@ -30,7 +30,7 @@ class Layout:
         width, height: W and H.
         boxes: float (L, 4), image frame.
         labels: int64 (L,).
-        masks: float (L, H, W), 0 or 1, or None where no object has one; zero for an object without.
+        masks: bool (L, H, W), or None where no object has one; empty for an object without.
         masked: positions of the objects that have a mask.
     """
 
@@ -46,10 +46,10 @@ class Layout:
         """Read a layout that has been checked."""
         height, width = message.height, message.width
         masked = tuple(i for i, thing in enumerate(message.objects) if thing.mask)
-        masks = torch.zeros(len(message.objects), height, width) if masked else None
+        masks = torch.zeros(len(message.objects), height, width, dtype=torch.bool) if masked else None
         for i in masked:
             assert masks is not None
-            masks[i] = torch.from_numpy(rle.decode(message.objects[i].mask, height, width)).float()
+            masks[i] = torch.from_numpy(rle.decode(message.objects[i].mask, height, width))
         return cls(
             width,
             height,
@@ -83,19 +83,26 @@ def matches(boxes: Tensor, labels: Tensor, found: Detections) -> Tensor:
     return chosen
 
 
-def match_of(layout: Layout, found: Detections) -> explainer_pb2.LayoutMatch:
-    """Measure how well detections fit a layout; see the message."""
-    chosen = matches(layout.boxes, layout.labels, found)
+def match_of(layout: Layout, found: Detections, threshold: float) -> explainer_pb2.LayoutMatch:
+    """Measure how well detections fit a layout; see the message.
+
+    Args:
+        layout: what should be found.
+        found: all detections, in the image frame.
+        threshold: score from which a detection is told; average precision counts the others too.
+    """
+    told = found[found.scores >= threshold]
+    chosen = matches(layout.boxes, layout.labels, told)
     there = chosen >= 0
-    ious = box_iou(layout.boxes[there], found.boxes[chosen[there]]).diagonal()
-    spare = torch.ones(len(found), dtype=torch.bool, device=chosen.device)
+    ious = box_iou(layout.boxes[there], told.boxes[chosen[there]]).diagonal()
+    spare = torch.ones(len(told), dtype=torch.bool, device=chosen.device)
     spare[chosen[there]] = False
     return explainer_pb2.LayoutMatch(
         mean_iou=float(ious.mean()) if len(ious) else 0.0,
         recall=float(there.float().mean()),
         ap=average_precision([(layout, found)], [0.5 + 0.05 * i for i in range(10)]),
         ap50=average_precision([(layout, found)], [0.5]),
-        unmatched=int((spare & (found.scores > CONFIDENT)).sum()),
+        unmatched=int((spare & (told.scores > CONFIDENT)).sum()),
     )
 
 

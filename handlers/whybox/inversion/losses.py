@@ -5,20 +5,20 @@ Letters: N candidates, n that shall be objects, m that shall be background, K cl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss, roi_align, sigmoid_focal_loss
 
-from whybox.detectors.proposals import Proposals
+from whybox.detectors.stage_outputs import StageOutputs
 from whybox.inversion.settings import Settings
 from whybox.inversion.targets import Objects, PseudoTargets
 
 
 def stage_losses(
-    proposals: Proposals, targets: PseudoTargets, objects: Objects, settings: Settings
+    proposals: StageOutputs, targets: PseudoTargets, objects: Objects, settings: Settings
 ) -> dict[str, Tensor]:
     """Return the losses of one stage, without their weights.
 
@@ -45,31 +45,45 @@ def stage_losses(
     boxes = proposals.boxes_of(targets.rows, labels)
     regression = generalized_box_iou_loss(boxes, objects.boxes[targets.objects])
     return {
-        "cls": each[:count].sum() / max(1, count) + each[count:].sum() / len(objects),
+        "cls": each[:count].sum() / max(1, count) + each[count:].sum() / max(1, len(objects)),
         "logit": -(chosen * share).sum(),
         "reg": (regression * share).sum(),
     }
 
 
-def mask_loss(proposals: Proposals, objects: Objects, masks: Tensor, *, which: Sequence[int]) -> Tensor:
+def mask_bins(masks: Tensor, boxes: Tensor, side: int) -> Tensor:
+    """Cut masks into the bins of a mask head: float (L, M, M), 0 or 1.
+
+    Args:
+        masks: bool (L, H, W).
+        boxes: float (L, 4), in their pixels; M bins over each.
+        side: M.
+    """
+    each = [
+        roi_align(mask[None, None].float(), [box[None].float()], side, aligned=True)
+        for mask, box in zip(masks, boxes, strict=True)
+    ]
+    return (torch.cat(each)[:, 0] >= 0.5).float()
+
+
+def mask_loss(
+    proposals: StageOutputs, objects: Objects, which: Sequence[int], bins: Callable[[int], Tensor]
+) -> Tensor:
     """Cross-entropy of the objects' masks: a scalar, the mean over the bins of those that have one.
 
     Args:
         proposals: of a stage with masks.
         objects: of the layout; their own boxes are looked at, as the detector does at the end.
-        masks: float (L, H, W), 0 or 1, in the network frame; those without a mask are left out by `which`.
-        which: positions of the objects that have a mask, at least one.
+        which: positions of the objects whose masks count, at least one.
+        bins: M → what the masks shall be, float (L, M, M); see `mask_bins`.
     """
     assert proposals.masks is not None
-    boxes, labels = objects.boxes[list(which)], objects.labels[list(which)]
-    logits = proposals.masks(boxes, labels)  # [n, M, M]
-    side = logits.shape[-1]
-    regions = torch.cat([torch.arange(len(which), device=boxes.device)[:, None].to(boxes), boxes], 1)
-    wanted = roi_align(masks[list(which)][:, None], regions, side, aligned=True)[:, 0]
-    return F.binary_cross_entropy_with_logits(logits, (wanted >= 0.5).to(logits))
+    logits = proposals.masks(objects.boxes[list(which)], objects.labels[list(which)])  # [n, M, M]
+    wanted = bins(logits.shape[-1])[list(which)].to(logits)
+    return F.binary_cross_entropy_with_logits(logits, wanted)
 
 
-def _classification(proposals: Proposals, rows: Tensor, labels: Tensor, *, focal: bool) -> Tensor:
+def _classification(proposals: StageOutputs, rows: Tensor, labels: Tensor, *, focal: bool) -> Tensor:
     """Loss of the classes of candidates, of which those after the labels are background: (n + m,)."""
     logits, count = proposals.logits[rows], len(labels)
     if proposals.softmax:
@@ -90,7 +104,7 @@ def _classification(proposals: Proposals, rows: Tensor, labels: Tensor, *, focal
     return loss
 
 
-def _level_weights(proposals: Proposals, rows: Tensor, weights: Sequence[float]) -> Tensor:
+def _level_weights(proposals: StageOutputs, rows: Tensor, weights: Sequence[float]) -> Tensor:
     """Weight of each candidate: its level's, the last one's for levels beyond; 1 where none are given."""
     if not weights or proposals.stage == "roi":
         return torch.ones(len(rows), device=rows.device)

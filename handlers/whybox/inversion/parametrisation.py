@@ -59,15 +59,13 @@ def clip(kind: str, tensors: Sequence[Tensor]) -> None:
 
 
 @torch.no_grad()
-def blur_tensors(kind: str, tensors: Sequence[Tensor], sigma: float) -> None:
+def blur_tensors(tensors: Sequence[Tensor], sigma: float) -> None:
     """Blur the picture in place; of a pyramid, each part as far as the blur reaches in it.
 
     Args:
-        kind: see `start`.
         tensors: of the picture.
         sigma: in pixels of the picture.
     """
-    del kind
     full = tensors[0].shape[2]
     for part in tensors:
         part.copy_(blur(part, sigma * part.shape[2] / full))

@@ -90,7 +90,7 @@ class Settings:
         16, "pixels by which the picture is moved at most, at random, with its layout", 0, 64
     )
     jitter_every: int = _setting(1, "iterations between moves", 1, 1000)
-    scale: float = _setting(0.1, "share by which the picture is scaled at most, at random", 0, 0.5)
+    scale: float = _setting(0.2, "share by which the picture is scaled down at most, at random", 0, 0.3)
     contrast: float = _setting(
         0.2, "by which contrast, brightness and colours are changed at most, at random", 0, 1
     )
@@ -98,14 +98,14 @@ class Settings:
     channel_noise: float = _setting(
         0.1, "by which each channel of the backbone is weakened or strengthened, standard deviation", 0, 1
     )
-    settle: float = _setting(
+    anneal: float = _setting(
         0.6, "share of the iterations, the last ones, in which the steps become small", 0, 1
     )
 
     def strength(self, iteration: int) -> float:
         """Of the step in an iteration, counted from 0: 1, and in the end towards 0."""
         left = (self.iterations - iteration) / self.iterations
-        return min(1.0, left / self.settle) if self.settle else 1.0
+        return min(1.0, left / self.anneal) if self.anneal else 1.0
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -149,7 +149,7 @@ def preset(name: str, detector: WhiteBoxDetector) -> Settings:
         contrast=0.0,
         noise=0.0,
         channel_noise=0.0,
-        settle=0.0,
+        anneal=0.0,
     )
 
 

@@ -29,6 +29,7 @@ class State:
         tensors: of the picture; see `whybox.inversion.parametrisation`.
         moments: of the optimiser, one or two for each tensor.
         sigma: of the next blur, in pixels.
+        losses: of the last iteration, by name.
         curves: name → (iteration, value), in order.
     """
 
@@ -36,6 +37,7 @@ class State:
     tensors: list[Tensor]
     moments: list[Tensor]
     sigma: float
+    losses: dict[str, float] = field(default_factory=dict)
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
 
     def dump(self) -> bytes:
@@ -45,6 +47,7 @@ class State:
             "iteration": self.iteration,
             "tensors": len(self.tensors),
             "sigma": self.sigma.hex(),
+            "losses": self.losses,
             "curves": self.curves,
         }
         all_tensors = [*self.tensors, *self.moments]
@@ -72,6 +75,7 @@ def load_state(data: bytes, like: State) -> State:
             tensors[:count],
             tensors[count:],
             float.fromhex(told["sigma"]),
+            {name: float(value) for name, value in told["losses"].items()},
             {name: [(int(i), float(v)) for i, v in curve] for name, curve in told["curves"].items()},
         )
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:

@@ -9,13 +9,15 @@ Letters: N candidates, K classes, L objects.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, generalized_box_iou
 
-from whybox.detectors.proposals import Proposals
+from whybox.detectors.stage_outputs import StageOutputs
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,12 @@ class Objects:
     Attributes:
         boxes: float (L, 4), network frame.
         labels: int64 (L,).
+        wanted: bool (L,): those of which enough is in view; the others are neither asked for nor background.
     """
 
     boxes: Tensor
     labels: Tensor
+    wanted: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,7 +55,7 @@ class PseudoTargets:
 
 @torch.no_grad()
 def assign(
-    proposals: Proposals,
+    proposals: StageOutputs,
     objects: Objects,
     *,
     most: int,
@@ -71,7 +75,7 @@ def assign(
     """
     labels = objects.labels if proposals.stage != "rpn" else torch.zeros_like(objects.labels)
     ious = _overlaps(proposals, objects.boxes, labels)
-    rows, chosen = _match(ious, most)
+    rows, chosen = _match(_ranking(proposals, objects.boxes, labels, ious, most), objects.wanted, most)
     if not background:
         return PseudoTargets(rows, chosen, rows[:0])
     scores = proposals.scores()
@@ -86,40 +90,62 @@ def assign(
 
 
 @torch.no_grad()
-def assign_single(proposals: Proposals, objects: Objects) -> PseudoTargets:
+def assign_single(proposals: StageOutputs, objects: Objects) -> PseudoTargets:
     """Take for each object the one candidate whose anchor fits its box best; nothing is background."""
-    best = box_iou(proposals.anchors, objects.boxes).argmax(0)
-    return PseudoTargets(best, torch.arange(len(objects), device=best.device), best[:0])
+    rows, chosen = _match(box_iou(proposals.anchors, objects.boxes), objects.wanted, 1)
+    return PseudoTargets(rows, chosen, rows[:0])
 
 
-def _overlaps(proposals: Proposals, boxes: Tensor, labels: Tensor) -> Tensor:
+def _overlaps(proposals: StageOutputs, boxes: Tensor, labels: Tensor) -> Tensor:
     """IoU of every candidate's box, of the object's class, with every object's: float (N, L)."""
+    return _pairwise(box_iou, proposals, boxes, labels).nan_to_num(0)
+
+
+def _ranking(proposals: StageOutputs, boxes: Tensor, labels: Tensor, ious: Tensor, most: int) -> Tensor:
+    """What candidates are matched by: IoU, and where that is 0 how near they are (generalised IoU)."""
+    if bool(((ious > 0).sum(0) >= most * ious.shape[1]).all()):
+        return ious
+    nearness = _pairwise(generalized_box_iou, proposals, boxes, labels).nan_to_num(-1)
+    return torch.where(ious > 0, ious, nearness - 1)
+
+
+def _pairwise(
+    measure: Callable[[Tensor, Tensor], Tensor], proposals: StageOutputs, boxes: Tensor, labels: Tensor
+) -> Tensor:
+    """Measure of every candidate's box, of the object's class, with every object's: float (N, L)."""
     if proposals.boxes.ndim == 2:
-        ious: Tensor = box_iou(proposals.boxes, boxes)
-        return ious.nan_to_num(0)
-    return torch.stack(
-        [
-            box_iou(proposals.boxes[:, label], box[None])[:, 0].nan_to_num(0)
-            for label, box in zip(labels.tolist(), boxes, strict=True)
-        ],
-        1,
-    )
+        return measure(proposals.boxes, boxes)
+    columns = [
+        measure(proposals.boxes[:, label], box[None])[:, 0]
+        for label, box in zip(labels.tolist(), boxes, strict=True)
+    ]
+    return torch.stack(columns, 1) if columns else proposals.boxes.new_zeros((len(proposals.boxes), 0))
 
 
-def _match(ious: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Match the best `most` candidates of each object; one that several want goes to where it fits best.
+def _match(ranking: Tensor, wanted: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Match up to `most` candidates to each object that is wanted, each candidate once, the best pairs first.
+
+    Every object has one before any has two.
 
     Returns:
         rows and objects, int64 (n,) each.
     """
-    most = min(most, len(ious))
-    values, rows = ious.topk(most, 0)  # [most, L]
-    objects = torch.arange(ious.shape[1], device=ious.device).expand_as(rows)
+    objects = torch.where(wanted)[0]
+    deepest = min(most * len(objects), len(ranking))
+    values, rows = ranking[:, objects].topk(deepest, 0)  # [deepest, l]
     order = values.flatten().argsort(descending=True, stable=True)
-    rows, objects = rows.flatten()[order], objects.flatten()[order]
-    first = torch.ones_like(rows, dtype=torch.bool)
-    seen: set[int] = set()
-    for position, row in enumerate(rows.tolist()):
-        first[position] = row not in seen
-        seen.add(row)
-    return rows[first], objects[first]
+    pairs = list(
+        zip(rows.flatten()[order].tolist(), objects.expand_as(rows).flatten()[order].tolist(), strict=True)
+    )
+    taken: dict[int, int] = {}
+    have: Counter[int] = Counter()
+    for limit in sorted({1, most}):
+        for row, thing in pairs:
+            if row not in taken and have[thing] < limit:
+                taken[row] = thing
+                have[thing] += 1
+    device = ranking.device
+    return (
+        torch.tensor(list(taken), dtype=torch.int64, device=device),
+        torch.tensor(list(taken.values()), dtype=torch.int64, device=device),
+    )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Proposals:
+class StageOutputs:
     """The raw outputs of one stage of a network for one picture, differentiable by the picture.
 
     Attributes:

@@ -1,0 +1,1 @@
+"""The studies of Cao and Johnson, "Inverting and Understanding Object Detectors", 2021, over the service."""
