@@ -140,7 +140,7 @@ class Settings(BaseSettings):
         default=1, gt=0, le=64, description="Inversions that each replica runs at one time; the same for all."
     )
     jobs_queued: int = Field(
-        default=1000, ge=0, description="Inversions that wait at one time; further ones are refused."
+        default=1000, gt=0, description="Inversions that wait at one time; further ones are refused."
     )
     jobs_step_seconds: float = Field(
         default=1.0,

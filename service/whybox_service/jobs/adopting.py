@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from whybox_proto.errors import shorten
 from whybox_service.jobs.database import JobsError, engine_for, url_of
-from whybox_service.jobs.runner import QUEUE, client_for
+from whybox_service.jobs.runner import QUEUE, WORKFLOW, client_for
 from whybox_service.settings import Settings
 
 _LIMIT = 100_000
@@ -64,6 +64,11 @@ def _client(settings: Settings) -> Iterator[DBOSClient]:
 def _pending(client: DBOSClient, executor: str | None = None) -> list[tuple[str, str]]:
     """Return the jobs that run, of one replica or of all, each with its replica."""
     found = client.list_workflows(
-        status="PENDING", executor_id=executor, limit=_LIMIT, load_input=False, load_output=False
+        name=WORKFLOW,
+        status="PENDING",
+        executor_id=executor,
+        limit=_LIMIT,
+        load_input=False,
+        load_output=False,
     )
     return [(each.workflow_id, each.executor_id or "") for each in found]

@@ -132,10 +132,9 @@ class Remote(Files):
         try:
             import fsspec
 
-            self._fs, self._root = fsspec.core.url_to_fs(url)
+            self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise JobsError(f"WHYBOX_JOBS_ARTIFACTS cannot be used: {error}") from error
-        self._fs.use_listings_cache = False
         protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
         self._atomic = bool(protocols & _ATOMIC)
 
@@ -275,7 +274,11 @@ class Artifacts:
         try:
             return self._files.read(job, PICTURE)
         except FileNotFoundError:
+            pass
+        try:
             return self.step(job, step).picture if step else b""
+        except FileNotFoundError:  # it was settled between the two looks, or a later step has come
+            return self._files.read(job, PICTURE)
 
     def drop_step(self, job: str, step: int) -> None:
         """Delete what a step ended with: no later one needs it any more."""

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 FILE = "jobs.sqlite"
 LOCK = "lock"
+# A database that drops packets instead of refusing them is given up, like one that refuses.
+_CONNECT = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
 _POOL_SIZE = 5
 _SQLITE_BUSY_MS = 30_000
 _SCHEMES = ("postgresql://", "postgres://", "postgresql+psycopg://")
@@ -55,6 +57,7 @@ def engine_for(url: str) -> Engine:
             pool_size=_POOL_SIZE,
             max_overflow=_POOL_SIZE,
             pool_pre_ping=True,
+            connect_args=_CONNECT,
         )
     engine = sa.create_engine(url, pool_size=_POOL_SIZE, max_overflow=_POOL_SIZE)
 

@@ -7,9 +7,9 @@ import math
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dbos import DBOS, DBOSClient, DBOSConfig
+from dbos import DBOS, DBOSClient, DBOSConfig, WorkflowStatus
 from dbos._serialization import DBOSPortableJSON
 
 from whybox_service.jobs.steps import Steps
@@ -133,9 +133,7 @@ class Runner:
 
     def strays(self) -> list[str]:
         """Return the jobs that this replica should be running and is not."""
-        found = self.client.list_workflows(
-            status="PENDING", executor_id=self._settings.jobs_executor, load_input=False, load_output=False
-        )
+        found = self._workflows(status="PENDING", executor_id=self._settings.jobs_executor)
         with self._changed:
             return [each.workflow_id for each in found if each.workflow_id not in self._active]
 
@@ -145,22 +143,22 @@ class Runner:
 
     def statuses(self, jobs: Sequence[str]) -> dict[str, str]:
         """Return DBOS's status of those jobs that it knows."""
-        found = self.client.list_workflows(workflow_ids=list(jobs), load_input=False, load_output=False)
+        found = self._workflows(workflow_ids=list(jobs))
         return {each.workflow_id: each.status for each in found}
 
     def ended(self, limit: int) -> list[str]:
         """Return jobs that DBOS has done with and still knows, the oldest first."""
-        found = self.client.list_workflows(
-            status=["SUCCESS", "ERROR", "CANCELLED"], limit=limit, load_input=False, load_output=False
-        )
+        found = self._workflows(status=["SUCCESS", "ERROR", "CANCELLED"], limit=limit)
         return [each.workflow_id for each in found]
 
     def unended(self, limit: int) -> list[str]:
         """Return jobs that DBOS has not done with."""
-        found = self.client.list_workflows(
-            status=list(ACTIVE), limit=limit, load_input=False, load_output=False
-        )
+        found = self._workflows(status=list(ACTIVE), limit=limit)
         return [each.workflow_id for each in found]
+
+    def _workflows(self, **asked: Any) -> list[WorkflowStatus]:
+        """Return workflows of ours: others may live in the same database."""
+        return self.client.list_workflows(name=WORKFLOW, load_input=False, load_output=False, **asked)
 
     def _running(self, job: str) -> _InHand:
         return _InHand(job, self._active, self._changed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 
 from whybox_proto.v1 import explainer_pb2
@@ -22,6 +23,7 @@ FORGET_STEPS_SECONDS = 3600.0
 ORPHAN_SECONDS = 3600.0
 _DAY_US = 86_400 * 1_000_000
 _STAMP_DIGITS = 12
+_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class Tending:
@@ -97,7 +99,6 @@ class Tending:
 
 def _age(job: str) -> float:
     """Return the seconds since a job's id was made; 0 for what is no id of ours."""
-    try:
-        return time.time() - int(job[:_STAMP_DIGITS], 16) / 1e3
-    except ValueError:
+    if not _ID.fullmatch(job):
         return 0.0
+    return time.time() - int(job[:_STAMP_DIGITS], 16) / 1e3
