@@ -33,7 +33,7 @@ SEED = 2_026
 SCENES_PER_MODEL = 4
 """Rendered from a seed that training never sees."""
 TARGETS = ["class", "x1", "y1", "x2", "y2", "combined"]
-INVERTED_MODEL, INVERTED_SCENE, ITERATIONS = "retinanet-signs", 3, 200
+INVERTED_MODEL, INVERTED_SCENE, ITERATIONS = "retinanet-signs", 3, 300
 START_SECONDS = 300
 STOP_SECONDS = 60
 HEADING = 52
