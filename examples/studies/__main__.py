@@ -24,6 +24,7 @@ STUDIES: dict[str, tuple[Callable[[Service, Page, argparse.Namespace], None], st
     "context": (context.run, "What comes along"),
     "scale": (scale.run, "Sizes"),
 }
+LOGS = Path("out") / "studies"
 OUT = Path(__file__).parent.parent.parent / "docs" / "studies"
 
 
@@ -47,7 +48,7 @@ def main() -> int:
     if options.url:
         work(Service(options.url), page, options)
     else:
-        with served(STORE, options.out / "logs") as addresses:
+        with served(STORE, LOGS) as addresses:
             work(Service(addresses["rest"]), page, options)
     print(page.write())
     return 0

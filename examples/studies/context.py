@@ -59,7 +59,7 @@ def run(service: Service, page: Page, options: argparse.Namespace) -> None:
             }
             for test in (_is_companion, _is_in_place)
         )
-        for what, counts in (("anywhere", anywhere), (f"{_where(habit)[0:5]} it", there)):
+        for what, counts in (("anywhere", anywhere), ("in its place", there)):
             p = _p(counts[WITH], counts[WITHOUT], len(seeds))
             told = [f"{counts[model]} of {len(seeds)}" for model in (WITH, WITHOUT)]
             rows.append([f"`{habit.label}`", f"`{habit.anchor}`", what, *told, f"{p:.2g}"])
