@@ -140,8 +140,11 @@ class InversionJob(_Job):
             WhyboxError: what else went wrong, as `whybox_client.errors` draws it.
         """
         with closing(self._client._stream(flows.watch_inversion(self.name, timeout))) as events:
+            last = ""
             for event in events:
-                yield self._see(event)
+                if event.id != last:  # a new connection begins with how it is, be that known or not
+                    last = event.id
+                    yield self._see(event)
 
     def wait(self, *, progress: bool = False, timeout: float | None = None) -> InversionResult:
         """Wait for its end, and return the result. Ctrl-C ends the waiting, not the job.
@@ -212,8 +215,11 @@ class AsyncInversionJob(_Job):
         Who leaves the loop early closes the iterator, with `contextlib.aclosing`.
         """
         async with aclosing(self._client._stream(flows.watch_inversion(self.name, timeout))) as events:
+            last = ""
             async for event in events:
-                yield self._see(event)
+                if event.id != last:  # a new connection begins with how it is, be that known or not
+                    last = event.id
+                    yield self._see(event)
 
     async def wait(self, *, progress: bool = False, timeout: float | None = None) -> InversionResult:
         """Wait for its end, and return the result; as `InversionJob.wait`."""

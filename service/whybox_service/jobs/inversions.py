@@ -206,7 +206,9 @@ class Inversions:
     async def watch(self, request: explainer_pb2.WatchInversionRequest, call: Call, send: SendEvent) -> None:
         """Tell of an inversion as it changes, until it has ended.
 
-        Who goes on after an event is told, in one event, of what has changed since; after the last, nothing.
+        Who goes on after an event is told at once, in one event, how it is now, also where nothing has
+        changed since: a connection on which nothing comes is taken for dead on the way. After the last event
+        nothing is told.
         """
         seen = _read_event_id(request.last_event_id)
         record = await self._record(request.name, call)
@@ -218,9 +220,10 @@ class Inversions:
                 expected=f"at most {record.revision}",
                 got=str(seen),
             )
+        begun = False
         while True:
-            if record.revision > seen:
-                seen = record.revision
+            if record.revision > seen or not (begun or record.has_ended):
+                begun, seen = True, record.revision
                 event = explainer_pb2.InversionEvent(
                     id=str(seen),
                     inversion=record.message(brief=not record.has_ended),
