@@ -67,7 +67,8 @@ class TestSteps:
         with pytest.raises(FileNotFoundError):
             artifacts.state(JOB, 1)
         assert artifacts.picture(JOB, 0) == b""
-        assert artifacts.start(JOB) == b""
+        with pytest.raises(FileNotFoundError):
+            artifacts.start(JOB)
         artifacts.drop_step(JOB, 1)
         artifacts.drop_step(JOB, -1)
         artifacts.remove(JOB)

@@ -225,11 +225,12 @@ class Artifacts:
         self._files.write(job, START, [picture], once=False)
 
     def start(self, job: str) -> bytes:
-        """Return the picture that a job shall start from; empty where it has none."""
-        try:
-            return self._files.read(job, START)
-        except FileNotFoundError:
-            return b""
+        """Return the picture that a job shall start from.
+
+        Raises:
+            FileNotFoundError: where it was not kept, or was lost.
+        """
+        return self._files.read(job, START)
 
     def keep_step(self, job: str, step: int, advance: worker_pb2.Advance) -> None:
         """Keep what a step ended with, unless that was done before."""

@@ -373,13 +373,14 @@ class Inversions:
         key = request.idempotency_key
         if key and (there := store.by_key(key)) is not None:
             return _same(there, digest)
-        new = New(_new_id(), request, digest)
+        new = New(_new_id(), request, digest, bool(image))
         if image:
             self._artifacts.keep_start(new.id, image)
         try:
             return store.create(new, self._settings.jobs_queued)
         except BaseException as error:
-            if image:
+            # Its answer may have been lost, and the job be there all the same.
+            if image and store.get(new.id) is None:
                 self._artifacts.remove(new.id)
             if isinstance(error, KeyTakenError) and (there := store.by_key(key)) is not None:
                 return _same(there, digest)

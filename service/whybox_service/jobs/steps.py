@@ -184,7 +184,7 @@ class Steps:
         """Have a worker do a step; wait for one as long as it takes, within the patience for it."""
         request = worker_pb2.AdvanceRequest(state=state, seconds=self._step_seconds)
         request.inversion.ParseFromString(record.request or b"")
-        if step == 1:
+        if step == 1 and record.has_start:
             request.inversion.image = self._artifacts.start(record.id)
         question = worker_pb2.WorkerRequest(advance=request)
         began = time.monotonic()

@@ -39,6 +39,7 @@ _JOBS = sa.Table(
     # CreateInversionRequest without its picture; and without what is long, for lists.
     sa.Column("request", sa.LargeBinary, nullable=False),
     sa.Column("brief", sa.LargeBinary, nullable=False),
+    sa.Column("has_start", sa.Boolean, nullable=False),
     sa.Column("created", sa.BigInteger, nullable=False),
     sa.Column("updated", sa.BigInteger, nullable=False),
     sa.Column("started", sa.BigInteger),
@@ -59,7 +60,7 @@ _BRIEF = (
     *(_C.id, _C.state, _C.model, _C.priority, _C.brief, _C.created, _C.updated, _C.started, _C.ended),
     *(_C.revision, _C.step, _C.progress, _C.match, _C.error),
 )
-_WHOLE = (*_BRIEF, _C.request, _C.result, _C.digest)
+_WHOLE = (*_BRIEF, _C.request, _C.result, _C.digest, _C.has_start)
 
 
 class Record(NamedTuple):
@@ -72,6 +73,7 @@ class Record(NamedTuple):
         step: the last finished one; 0: none.
         brief: the request without what is long.
         request, digest: None in a list.
+        has_start: whether there is a picture to start from; None in a list.
     """
 
     id: str
@@ -91,6 +93,7 @@ class Record(NamedTuple):
     request: bytes | None = None
     result: bytes | None = None
     digest: bytes | None = None
+    has_start: bool | None = None
 
     @property
     def name(self) -> str:
@@ -131,11 +134,13 @@ class New:
         id: the part of the name after the slash.
         request: without its picture.
         digest: SHA-256 of the request, its picture included.
+        has_start: whether there is a picture to start from, kept beside the table.
     """
 
     id: str
     request: explainer_pb2.CreateInversionRequest
     digest: bytes
+    has_start: bool
 
     def brief(self) -> explainer_pb2.CreateInversionRequest:
         """The request without what may be long."""
@@ -196,6 +201,7 @@ class Store:
                         digest=new.digest,
                         request=asked.SerializeToString(),
                         brief=new.brief().SerializeToString(),
+                        has_start=new.has_start,
                         created=now,
                         updated=now,
                         revision=1,
