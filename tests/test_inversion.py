@@ -464,10 +464,10 @@ def test_a_trained_detector_comes_to_see_the_layout() -> None:
     settings = settings_of({"iterations": 60, "tv_weight": 0.0, "noise": 0.0}, engine.detector)
     inverter = Inverter(engine.detector, layout, settings, 0)
     state = inverter.begin()
-    assert match_of(layout, inverter.detections(state), 0.4).recall == 0
+    assert match_of(layout, engine.detector.detect([inverter.picture(state)])[0], 0.4).recall == 0
     while not inverter.finished(state):
         inverter.iterate(state)
-    match = match_of(layout, inverter.detections(state), 0.4)
+    match = match_of(layout, engine.detector.detect([inverter.picture(state)])[0], 0.4)
     assert match.recall == 1
     assert match.ap50 == 1
 

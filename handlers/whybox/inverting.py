@@ -84,7 +84,8 @@ class Inverting:
                 ) from error
         if not inverter.finished(state):
             inverter.advance(state, request.seconds, patience.check)
-        found = inverter.detections(state)
+        made = inverter.picture(state)
+        found = self._detector.detect([made])[0]
         shown = found[found.scores >= self._model.score_threshold]
         progress = explainer_pb2.InversionProgress(
             iteration=state.iteration,
@@ -92,9 +93,7 @@ class Inverting:
             losses=state.losses,
             found=int((matches(layout.boxes, layout.labels, shown) >= 0).sum()),
         )
-        answer = worker_pb2.Advance(
-            state=state.dump(), progress=progress, picture=_png(inverter.picture(state))
-        )
+        answer = worker_pb2.Advance(state=state.dump(), progress=progress, picture=_png(made))
         if inverter.finished(state):
             answer.result.detections.extend(messages_of(shown, self._detector.labels))
             answer.result.match.CopyFrom(match_of(layout, found, self._model.score_threshold))

@@ -355,6 +355,11 @@ def _check_image(image: bytes, model: types_pb2.Model) -> None:
         raise ContractError(
             "missing_image", "the request has no image", field="image", expected="the bytes of a picture"
         )
+    check_image_bytes(image, model)
+
+
+def check_image_bytes(image: bytes, model: types_pb2.Model) -> None:
+    """Check that an encoded picture is not larger than the model takes; none at all passes."""
     limit = model.input.max_bytes
     if limit and len(image) > limit:
         raise ContractError(

@@ -8,6 +8,7 @@ from google.protobuf import struct_pb2
 
 from whybox_proto.checks import (
     check_given_box_inside,
+    check_image_bytes,
     check_known,
     check_mask,
     check_params,
@@ -52,15 +53,7 @@ def check_inversion(request: explainer_pb2.CreateInversionRequest, model: types_
             expected=f"at most {LONGEST_KEY} characters",
             got=f"{len(request.idempotency_key)} characters",
         )
-    limit = model.input.max_bytes
-    if limit and len(request.image) > limit:
-        raise ContractError(
-            "request_too_large",
-            "the image is too large",
-            field="image",
-            expected=f"at most {limit} bytes",
-            got=f"{len(request.image)} bytes",
-        )
+    check_image_bytes(request.image, model)
 
 
 def numbers_of(level_weights: str) -> list[float]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from whybox.detectors.base import Detections, PostProcessing, WhiteBoxDetector
+from whybox.detectors.base import WhiteBoxDetector
 from whybox.inversion.augmentation import View, augment
 from whybox.inversion.channels import uneven_channels
 from whybox.inversion.filters import distance_from_grey, total_variation
@@ -125,10 +125,6 @@ class Inverter:
             made = picture_of(self.settings.parametrisation, state.tensors)
             return (made.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous()
 
-    def detections(self, state: State, settings: PostProcessing | None = None) -> Detections:
-        """Return what the detector finds in the picture, in the image frame."""
-        return self.detector.detect([self.picture(state)], settings)[0]
-
     def iterate(self, state: State) -> None:
         """Do one iteration: new pseudo-targets, and one step of the picture towards them."""
         settings = self.settings
@@ -169,6 +165,7 @@ class Inverter:
         batch = self.detector.embed(view.picture)
         boxes = batch.frames[0].to_network(view.boxes)
         objects = Objects(boxes, self.layout.labels, view.visible >= ENOUGH)
+        whole = [i for i in self.layout.masked if float(view.visible[i]) > WHOLE]
         parts: dict[str, Tensor] = {}
         random = generator(~self.seed, iteration)
         with uneven_channels(self.detector, settings.channel_noise, random):
@@ -198,7 +195,6 @@ class Inverter:
                 weight = weights[name] * (settings.weight_rpn if first_of_two else 1.0)
                 if weight and (name in self.losses or name == "logit"):
                     parts[f"{said.stage}_{name}" if len(stages) > 1 else name] = weight * value
-            whole = [i for i in self.layout.masked if float(view.visible[i]) > WHOLE]
             if said.masks is not None and "mask" in self.losses and whole:
                 parts["mask"] = settings.weight_mask * mask_loss(said, objects, whole, self._mask_bins)
         return parts
