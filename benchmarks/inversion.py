@@ -2,9 +2,9 @@
 
 Cost: one iteration over the bare forward and backward pass of the same detector on a picture of the same size
 (`stage_outputs`, and the gradient of the sum of all that it says). Transfer (`--layouts N`): layouts of
-held-out scenes are inverted with each demo detector, and each detector looks at all of the pictures: COCO's
-AP50, one row for each preset and detector inverted. The diagonal is the detector's own; what counts is the
-rest.
+held-out scenes are inverted with each demo detector, and each detector, the SSD too, looks at all of the
+pictures: COCO's AP50, one row for each preset and detector inverted. The diagonal is the detector's own; what
+counts is the rest. Pictures that are in the folder already are not made again.
 
     python benchmarks/inversion.py [--layouts N] [--iterations N] [--models NAME ...] [--out FOLDER]
 """
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -29,15 +30,11 @@ from whybox.inversion.layout import CONFIDENT, Layout, average_precision, match_
 from whybox.inversion.settings import PRESETS, settings_of
 from whybox.methods.base import ParamValue
 from whybox.recipe import read_recipe
-from whybox.scenes import render
-from whybox.training.recipe import HELD_OUT_SEED
+from whybox.training.layouts import layout_scenes
 
 STORE = Path(__file__).parent.parent / "model_store"
 MODELS = ("retinanet-signs", "retinanet-signs-context", "fcos-signs", "faster-rcnn-signs", "mask-rcnn-signs")
-FIRST_SCENE = 20_000
-"""Of the held-out scenes that layouts are taken from; those before it judge the detectors."""
-MOST_OBJECTS = 4
-LEAST_SIDE = 24.0
+LOOKING = (*MODELS, "ssd-signs")
 LIMIT_COST, LIMIT_AP50, LIMIT_IOU, LIMIT_CLEAN, LIMIT_TRANSFER = 1.15, 0.99, 0.95, 0.9, 0.8
 
 
@@ -75,14 +72,9 @@ def demo(name: str) -> WhiteBoxDetector:
 
 def layouts(detector: WhiteBoxDetector, count: int) -> list[Layout]:
     """Return the layouts of held-out plain scenes with a few objects that are not too small."""
-    found: list[Layout] = []
-    index = FIRST_SCENE
-    while len(found) < count:
-        scene = render("plain", seed=HELD_OUT_SEED, index=index)
-        index += 1
-        boxes = torch.tensor([thing.box for thing in scene.objects]).reshape(-1, 4).float()
-        if not 1 <= len(boxes) <= MOST_OBJECTS or float((boxes[:, 2:] - boxes[:, :2]).min()) < LEAST_SIDE:
-            continue
+    found = []
+    for scene in layout_scenes(count):
+        boxes = torch.tensor([thing.box for thing in scene.objects]).float()
         labels = torch.tensor([detector.labels.index(thing.label) for thing in scene.objects])
         height, width = scene.image.shape[:2]
         found.append(Layout(width, height, boxes, labels, None, ()))
@@ -112,28 +104,21 @@ def cost(detector: WhiteBoxDetector, preset: str) -> tuple[float, float]:
 
 def transfer(detectors: dict[str, WhiteBoxDetector], preset: str, options: argparse.Namespace) -> None:
     """Print the matrix of AP50: rows are inverted, columns look."""
+    looking = {name: detectors.get(name) or demo(name) for name in LOOKING}
     print(f"\n### {preset}: {options.layouts} layouts\n")
-    print(f"| inverted | {' | '.join(detectors)} | others | own mean IoU | clean | s a picture |")
-    print("|---" * (len(detectors) + 5) + "|")
+    print(f"| inverted | {' | '.join(looking)} | others | own mean IoU | clean |")
+    print("|---" * (len(looking) + 4) + "|")
     for name, detector in detectors.items():
-        params: dict[str, ParamValue] = {"preset": preset}
-        if options.iterations:
-            params["iterations"] = options.iterations
         wanted = layouts(detector, options.layouts)
-        began = time.perf_counter()
-        pictures = []
-        for seed, layout in enumerate(tqdm(wanted, desc=f"{preset} {name}", disable=None)):
-            pictures.append(inverted(detector, layout, params, seed))
-            if options.out:
-                options.out.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pictures[-1].numpy()).save(options.out / f"{preset}-{name}-{seed}.png")
-        seconds = (time.perf_counter() - began) / len(wanted)
+        pictures = [
+            picture_for(detector, layout, seed, preset, name, options)
+            for seed, layout in enumerate(tqdm(wanted, desc=f"{preset} {name}", disable=None))
+        ]
         seen = {
             other: [
-                (layout, looking.detect([picture])[0])
-                for layout, picture in zip(wanted, pictures, strict=True)
+                (layout, looks.detect([picture])[0]) for layout, picture in zip(wanted, pictures, strict=True)
             ]
-            for other, looking in detectors.items()
+            for other, looks in looking.items()
         }
         precision = {other: average_precision(pairs, [0.5]) for other, pairs in seen.items()}
         own = [match_of(layout, found, CONFIDENT) for layout, found in seen[name]]
@@ -142,14 +127,30 @@ def transfer(detectors: dict[str, WhiteBoxDetector], preset: str, options: argpa
         overlap = statistics.mean(match.mean_iou for match in own)
         clean = statistics.mean(match.unmatched == 0 for match in own)
         print(
-            f"| {name} | {told} | **{statistics.mean(others):.2f}** | {overlap:.3f} | {clean:.2f} "
-            f"| {seconds:.1f} |",
+            f"| {name} | {told} | **{statistics.mean(others):.2f}** | {overlap:.3f} | {clean:.2f} |",
             flush=True,
         )
     print(
         f"\nLimits: own AP50 {LIMIT_AP50}, own mean IoU {LIMIT_IOU}, clean {LIMIT_CLEAN} (share of the "
         f"pictures where no detection above {CONFIDENT} finds nothing), others {LIMIT_TRANSFER} on average."
     )
+
+
+def picture_for(
+    detector: WhiteBoxDetector, layout: Layout, seed: int, preset: str, name: str, options: argparse.Namespace
+) -> Tensor:
+    """Return the picture of a layout from the folder, or invert it: uint8 (H, W, 3)."""
+    path = options.out and options.out / f"{preset}-{name}-{seed}.png"
+    if path and path.exists():
+        return torch.from_numpy(np.array(Image.open(path)))
+    params: dict[str, ParamValue] = {"preset": preset}
+    if options.iterations:
+        params["iterations"] = options.iterations
+    picture = inverted(detector, layout, params, seed)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.numpy()).save(path)
+    return picture
 
 
 def inverted(detector: WhiteBoxDetector, layout: Layout, params: dict[str, ParamValue], seed: int) -> Tensor:

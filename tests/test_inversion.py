@@ -327,6 +327,21 @@ def test_steps_fade_out_at_the_end() -> None:
     assert _quick().strength(4) == 1
 
 
+def test_in_the_end_the_picture_is_looked_at_as_it_is() -> None:
+    plain = {"jitter": 0, "scale": 0.0, "contrast": 0.0, "noise": 0.0, "channel_noise": 0.0, "settle": 0.0}
+    settings = {"iterations": 10, "tv_weight": 0.0, "anneal": 0.0}
+    detector = _wrapped("retinanet")
+    rough, still = (
+        Inverter(detector, _layout(), settings_of({**settings, **changes}, detector), 3)
+        for changes in ({"settle": 0.3}, plain)
+    )
+    tensors = rough.begin().tensors
+    totals = [[float(one.objective(tensors, i)[0]) for i in (0, 6, 7, 9)] for one in (rough, still)]
+    assert totals[0][0] != totals[1][0]
+    assert totals[0][1] != totals[1][1]
+    assert totals[0][2:] == totals[1][2:]
+
+
 def test_uneven_channels_are_even_again_afterwards(detector: WhiteBoxDetector) -> None:
     image = random_image(HEIGHT, WIDTH)
     before = detector.detect([image])[0]

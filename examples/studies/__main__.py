@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from demo import STORE, served
-
 from studies import context, losses, scale, transfer
 from studies.pages import Page
 from studies.running import Service

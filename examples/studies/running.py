@@ -12,14 +12,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
-from whybox.scenes import render
-from whybox.training.recipe import HELD_OUT_SEED
+from whybox.training.layouts import layout_scenes
 from whybox_client import Client, Detection, InversionResult, Layout, LayoutObject
 
-FIRST_SCENE = 20_000
-"""Of the held-out scenes that layouts are taken from; those before it judge the detectors."""
 LOWEST_SCORE = 0.05
-MOST_OBJECTS, LEAST_SIDE = 4, 24.0
 
 
 @dataclass(frozen=True)
@@ -79,17 +75,14 @@ class Service:
 
 def scenes(count: int) -> list[Layout]:
     """Return the layouts of held-out scenes with a few objects that are not too small."""
-    found: list[Layout] = []
-    index = FIRST_SCENE
-    while len(found) < count:
-        scene = render("plain", seed=HELD_OUT_SEED, index=index)
-        index += 1
-        sides = [min(x2 - x1, y2 - y1) for x1, y1, x2, y2 in (thing.box for thing in scene.objects)]
-        if 1 <= len(sides) <= MOST_OBJECTS and min(sides) >= LEAST_SIDE:
-            height, width = scene.image.shape[:2]
-            things = [LayoutObject(thing.label, tuple(map(float, thing.box))) for thing in scene.objects]
-            found.append(Layout(width, height, things))
-    return found
+    return [
+        Layout(
+            scene.image.shape[1],
+            scene.image.shape[0],
+            [LayoutObject(thing.label, tuple(map(float, thing.box))) for thing in scene.objects],
+        )
+        for scene in layout_scenes(count)
+    ]
 
 
 def ap50(pictures: Iterable[tuple[Layout, Sequence[Detection]]]) -> float:

@@ -150,7 +150,9 @@ class Inverter:
         """
         settings, layout = self.settings, self.layout
         picture = picture_of(settings.parametrisation, tensors)
-        view = augment(View.of(picture, layout.boxes), settings, self.seed, iteration)
+        view = View.of(picture, layout.boxes)
+        if not settings.settled(iteration):
+            view = augment(view, settings, self.seed, iteration)
         parts = self._detector_losses(view, iteration)
         if settings.tv_weight:
             parts["tv"] = settings.tv_weight * total_variation(picture, settings.tv_exponent)
@@ -167,8 +169,8 @@ class Inverter:
         objects = Objects(boxes, self.layout.labels, view.visible >= ENOUGH)
         whole = [i for i in self.layout.masked if float(view.visible[i]) > WHOLE]
         parts: dict[str, Tensor] = {}
-        random = generator(~self.seed, iteration)
-        with uneven_channels(self.detector, settings.channel_noise, random):
+        unevenness = 0.0 if settings.settled(iteration) else settings.channel_noise
+        with uneven_channels(self.detector, unevenness, generator(~self.seed, iteration)):
             stages = self.detector.stage_outputs(batch, objects.boxes if settings.single else None)
         weights = {
             "cls": settings.weight_cls,

@@ -98,6 +98,13 @@ class Settings:
     channel_noise: float = _setting(
         0.1, "by which each channel of the backbone is weakened or strengthened, standard deviation", 0, 1
     )
+    settle: float = _setting(
+        0.15,
+        "share of the iterations, the last ones, in which the detector looks at the picture as it is: "
+        "nothing moved, scaled, recoloured, roughened, and its channels as they are",
+        0,
+        1,
+    )
     anneal: float = _setting(
         0.6, "share of the iterations, the last ones, in which the steps become small", 0, 1
     )
@@ -106,6 +113,10 @@ class Settings:
         """Of the step in an iteration, counted from 0: 1, and in the end towards 0."""
         left = (self.iterations - iteration) / self.iterations
         return min(1.0, left / self.anneal) if self.anneal else 1.0
+
+    def settled(self, iteration: int) -> bool:
+        """Whether the detector looks at the picture as it is in an iteration, counted from 0."""
+        return iteration >= round(self.iterations * (1 - self.settle))
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -149,6 +160,7 @@ def preset(name: str, detector: WhiteBoxDetector) -> Settings:
         contrast=0.0,
         noise=0.0,
         channel_noise=0.0,
+        settle=0.0,
         anneal=0.0,
     )
 
