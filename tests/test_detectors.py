@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models import detection
 
 from builders import ARCHITECTURE_NAMES, LABELS, random_image, random_model
-from whybox.detectors.base import Frame, PostProcessing
+from whybox.detectors.base import PostProcessing
 from whybox.detectors.dense import Tower, locate
 from whybox.detectors.registry import load_detector
 from whybox.detectors.torchvision import TorchvisionDetector, wrap
@@ -51,36 +51,6 @@ def test_detections_equal_torchvisions(architecture: str) -> None:
     assert torch.allclose(ours.scores, theirs["scores"], atol=1e-5)
 
 
-def test_detections_point_to_their_candidates(detector: TorchvisionDetector) -> None:
-    ((_, batch),) = detector.prepare([random_image()])
-    forward = detector.forward(batch)
-    candidates = detector.candidates(forward, 0)
-    found = detector.postprocess(candidates, batch.frames[0], detector.defaults)
-    assert len(found) > 0
-    rows = torch.arange(len(found))
-    assert torch.equal(candidates.scores[found.candidates], found.class_scores)
-    assert torch.equal(found.class_scores[rows, found.labels], found.scores)
-    assert bool((found.scores[:-1] >= found.scores[1:]).all())
-
-
-def test_a_batch_of_mixed_sizes_answers_as_each_alone(detector: TorchvisionDetector) -> None:
-    images = [random_image(128, 160, seed=1), random_image(96, 200, seed=2), random_image(128, 160, seed=3)]
-    batches = detector.prepare(images)
-    assert [positions for positions, _ in batches] == [[0, 2], [1]]
-    together = detector.detect(images)
-    for image, found in zip(images, together, strict=True):
-        alone = detector.detect([image])[0]
-        assert torch.allclose(alone.boxes, found.boxes, atol=1e-3)
-        assert torch.equal(alone.labels, found.labels)
-        assert torch.allclose(alone.scores, found.scores, atol=1e-5)
-
-
-def test_two_runs_agree(detector: TorchvisionDetector) -> None:
-    first, second = (detector.detect([random_image()])[0] for _ in range(2))
-    assert torch.equal(first.boxes, second.boxes)
-    assert torch.equal(first.scores, second.scores)
-
-
 def test_settings_of_postprocessing_act(detector: TorchvisionDetector) -> None:
     image = random_image()
     everything = detector.detect([image], PostProcessing(0.05, 1000, "none"))[0]
@@ -91,28 +61,6 @@ def test_settings_of_postprocessing_act(detector: TorchvisionDetector) -> None:
     strict = detector.detect([image], PostProcessing(threshold, 1000, "iou", 0.1))[0]
     assert len(strict) == 2
     assert bool((strict.scores > threshold).all())
-
-
-def test_a_tap_needs_a_kept_pass_and_a_known_layer(detector: TorchvisionDetector) -> None:
-    ((_, batch),) = detector.prepare([random_image()])
-    one = torch.zeros(1, dtype=torch.int64)
-    with pytest.raises(ValueError, match="keep=True"):
-        detector.tap(detector.forward(batch), 0, "level", one, one)
-    with pytest.raises(ValueError, match="layer is one of level"):
-        detector.tap(detector.forward(batch, keep=True), 0, "layer9", one, one)
-
-
-@pytest.mark.parametrize("wrong", [torch.zeros(3, 8, 8), torch.zeros(8, 8, 3), torch.zeros(0, 8, 3).byte()])
-def test_pictures_of_another_form_are_refused(detector: TorchvisionDetector, wrong: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match=r"images\[0\]: expected uint8 \(H, W, 3\)"):
-        detector.prepare([wrong])
-
-
-def test_preprocessing_has_an_inverse() -> None:
-    frame = Frame(width=1000, height=700, network_width=640, network_height=448)
-    boxes = torch.tensor([[0.0, 0.0, 1000.0, 700.0], [12.5, 3.25, 99.0, 300.0]])
-    assert torch.allclose(frame.to_network(boxes)[0], torch.tensor([0.0, 0.0, 640.0, 448.0]))
-    assert torch.allclose(frame.to_image(frame.to_network(boxes)), boxes, atol=1e-4)
 
 
 def test_large_pictures_are_scaled_and_boxes_come_back(detector: TorchvisionDetector) -> None:
