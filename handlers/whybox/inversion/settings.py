@@ -46,7 +46,7 @@ def _setting(
 class Settings:
     """Of one inversion; `PARAMS` is made of these fields. Defaults are those of the default preset."""
 
-    iterations: int = _setting(800, "steps of the picture", 1, 20_000)
+    iterations: int = _setting(500, "steps of the picture", 1, 20_000)
     losses: str = _setting(
         "all",
         "what the picture is made for: classes, boxes, masks, or some of them; all: what the layout and the "
@@ -99,7 +99,7 @@ class Settings:
         0.1, "by which each channel of the backbone is weakened or strengthened, standard deviation", 0, 1
     )
     settle: float = _setting(
-        0.15,
+        0.3,
         "share of the iterations, the last ones, in which the detector looks at the picture as it is: "
         "nothing moved, scaled, recoloured, roughened, and its channels as they are",
         0,
