@@ -22,11 +22,11 @@ from PIL import Image
 
 from test_client_errors import answer, problem, status_of, web
 from whybox_proto.errors import ContractError, to_problem
+from whybox_proto.states import ENDED
 from whybox_proto.v1 import explainer_pb2, types_pb2
 
 PROTOBUF = "application/x-protobuf"
 W, H = 40, 30
-ENDED = ("succeeded", "failed", "cancelled")
 LOSSES = {"cls": 0.5, "reg": 0.25, "total": 0.75}
 
 _METHODS = explainer_pb2.DESCRIPTOR.services_by_name["Explainer"].methods_by_name

@@ -23,6 +23,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
 from whybox_proto.errors import ERRORS, ContractError
+from whybox_proto.states import ACTIVE, ENDED
 from whybox_proto.v1 import types_pb2
 
 # From 1 ms to minutes, in seconds.
@@ -37,8 +38,6 @@ OTHER = "other"
 # Of an inversion: how long it waits, up to hours; how long a step takes.
 QUEUE_BUCKETS = (0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
 STEP_BUCKETS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
-INVERSION_STATES = ("queued", "running")
-ENDED_STATES = ("succeeded", "failed", "cancelled")
 # Operations that machines ask for every few seconds; no line of the log and no trace is made of each.
 PROBES = frozenset({"healthz", "readyz", "metrics"})
 REASONS = frozenset({"concurrency", "queue_full", "stalled", "unauthenticated", "slow_body"})
@@ -204,7 +203,7 @@ class Metrics:
                 registry=self.registry,
             )
         )
-        for state in INVERSION_STATES:
+        for state in ACTIVE:
             self._inversions.of(state).set(0)
         Gauge(
             "whybox_build_info", "1, with the version of whybox.", ("version",), registry=self.registry
@@ -279,8 +278,18 @@ class Metrics:
 
     def inversions(self, counts: Mapping[str, int]) -> None:
         """Say how many layout inversions have not ended, by state."""
-        for state in INVERSION_STATES:
+        for state in ACTIVE:
             self._inversions.of(state).set(counts.get(state, 0))
+
+    def inversion_goes_on(self, model: str) -> None:
+        """See that there are series of a model whose inversion runs, at 0 where nothing was counted yet.
+
+        Prometheus sees no rise in a counter that comes with its first count.
+        """
+        label = self._models.label(model)
+        self._inversion_iterations.of(label)
+        for state in ENDED:
+            self._inversions_ended.of(label, state)
 
     def inversion_begun(self, model: str, seconds: float) -> None:
         """Count a layout inversion that has begun, after so many seconds in the queue."""
@@ -293,8 +302,8 @@ class Metrics:
         self._inversion_iterations.of(label).inc(iterations)
 
     def inversion_ended(self, model: str, state: str) -> None:
-        """Count a layout inversion that has ended; `state` is one of `ENDED_STATES`."""
-        self._inversions_ended.of(self._models.label(model), state if state in ENDED_STATES else OTHER).inc()
+        """Count a layout inversion that has ended; `state` is one of those in which it stays."""
+        self._inversions_ended.of(self._models.label(model), state if state in ENDED else OTHER).inc()
 
     def load(self, model: str, in_flight: int, waiting: int) -> None:
         """Say how many requests a model's workers have now, and how many wait in the gateway for a place."""

@@ -18,15 +18,13 @@ from whybox_client.images import Picture, png
 from whybox_client.layouts import Layout
 from whybox_client.models import ParameterValue, params_of
 from whybox_client.results import Detection, Detections
+from whybox_proto.states import ENDED
 from whybox_proto.v1 import explainer_pb2
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from whybox_client.notebooks import Screen
-
-#: The states from which an inversion does not go on.
-ENDED = ("succeeded", "failed", "cancelled")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from whybox_proto import checks
 from whybox_proto.inversions import LONGEST_KEY, MOST_PRIORITY
-from whybox_service.jobs.inversions import STATES
+from whybox_proto.states import STATES
 from whybox_service.paging import MAX_PAGE_SIZE
 from whybox_service.rest.comments import comments
 

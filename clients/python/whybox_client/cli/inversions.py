@@ -11,11 +11,10 @@ import click
 
 from whybox_client.cli import names, options
 from whybox_client.cli.tables import table
+from whybox_proto.states import STATES
 
 if TYPE_CHECKING:
     from whybox_client import Inversion
-
-_STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 
 
 def _named(
@@ -55,7 +54,7 @@ def inversions() -> None:
 
 @inversions.command("list")
 @options.url
-@click.option("--state", type=click.Choice(_STATES), help="Only those in this state.")
+@click.option("--state", type=click.Choice(STATES), help="Only those in this state.")
 @click.option(
     "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Most that are listed."
 )
