@@ -18,7 +18,7 @@ from whybox.patience import Patience
 from whybox.selection import messages_of
 from whybox_proto.checks import check_known, check_range
 from whybox_proto.errors import ContractError
-from whybox_proto.inversions import check_inversion
+from whybox_proto.inversions import check_inversion, check_start
 from whybox_proto.v1 import explainer_pb2, types_pb2, worker_pb2
 
 MAX_SECONDS = 60.0
@@ -64,14 +64,8 @@ class Inverting:
         """
         asked = request.inversion
         layout = Layout.of(asked.layout, self._detector.labels, self._detector.device)
-        if picture is not None and picture.shape[:2] != (layout.height, layout.width):
-            raise ContractError(
-                "invalid_argument",
-                "the picture to start from is not of the layout's size",
-                field="image",
-                expected=f"{layout.width} x {layout.height} pixels",
-                got=f"{picture.shape[1]} x {picture.shape[0]} pixels",
-            )
+        if picture is not None:
+            check_start(asked.layout, picture.shape[1], picture.shape[0])
         settings = settings_of(self._params(asked), self._detector)
         inverter = Inverter(self._detector, layout, settings, asked.seed)
         state = inverter.begin(picture)

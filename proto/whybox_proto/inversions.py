@@ -26,7 +26,7 @@ LEAST_OBJECT = 2.0
 def check_inversion(request: explainer_pb2.CreateInversionRequest, model: types_pb2.Model) -> None:
     """Check an inversion against the model that shall be inverted.
 
-    That a picture to start from has the layout's size shows where it is decoded.
+    Whether a picture to start from can be decoded shows where that is done; `check_start` is for its size.
 
     Raises:
         ContractError: with the path of the first field at fault.
@@ -54,6 +54,22 @@ def check_inversion(request: explainer_pb2.CreateInversionRequest, model: types_
             got=f"{len(request.idempotency_key)} characters",
         )
     check_image_bytes(request.image, model)
+
+
+def check_start(layout: types_pb2.Layout, width: int, height: int) -> None:
+    """Check the size of a picture to start from, upright and in pixels.
+
+    Raises:
+        ContractError: where it is not the layout's.
+    """
+    if (width, height) != (layout.width, layout.height):
+        raise ContractError(
+            "invalid_argument",
+            "the picture to start from is not of the layout's size",
+            field="image",
+            expected=f"{layout.width} x {layout.height} pixels",
+            got=f"{width} x {height} pixels",
+        )
 
 
 def numbers_of(level_weights: str) -> list[float]:

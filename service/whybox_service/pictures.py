@@ -113,7 +113,7 @@ def draw_overlay(
     if width * height > MAX_OVERLAY_PIXELS:
         raise _too_large("Accept", f"at most {MAX_OVERLAY_PIXELS} pixels", f"{width}x{height}", ASK_FOR_MAPS)
     (heat_map,) = heat_maps_of(answer)
-    picture = Image.fromarray(images.decode(image, _Exactly(width, height)))
+    picture = Image.fromarray(images.decode(image, Exactly(width, height)))
     x1, y1, x2, y2 = heat_map.region
     values = maps.enlarge(maps.decode(heat_map), (x1, y1, x2, y2), picture.width, picture.height)
     box = detection_of(answer, heat_map).box
@@ -124,7 +124,7 @@ def draw_overlay(
     return buffer.getvalue()
 
 
-class _Exactly:
+class Exactly:
     """The limits that a picture of this size just meets, however it is turned."""
 
     def __init__(self, width: int, height: int) -> None:

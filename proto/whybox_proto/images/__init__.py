@@ -18,6 +18,8 @@ What is decided here:
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -42,6 +44,8 @@ _TRANSPOSED = {
     8: Image.Transpose.ROTATE_90,
 }
 """What makes a picture upright, by the value of its Exif orientation."""
+_ON_ITS_SIDE = frozenset({5, 6, 7, 8})
+"""The values for which that swaps width and height."""
 
 
 class Limits(Protocol):
@@ -68,7 +72,7 @@ def decode(data: bytes, limits: Limits) -> Pixels:
     Raises:
         ContractError: ``invalid_image``, or ``request_too_large``.
     """
-    try:
+    with _breaking(data):
         kind, cleaned = _clean(data)
         _check_size(cleaned.size, limits)
         if kind == "PNG":
@@ -79,6 +83,25 @@ def decode(data: bytes, limits: Limits) -> Pixels:
             if image.size != cleaned.size:
                 raise broken("of two sizes", f"{cleaned.size} and {image.size}")
             return _upright_rgb(image, cleaned)
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Return the width and the height that `decode` would give a picture, without decoding its pixels.
+
+    Raises:
+        ContractError: ``invalid_image``, where that can be told without the pixels.
+    """
+    with _breaking(data):
+        _, cleaned = _clean(data)
+    width, height = cleaned.size
+    return (height, width) if cleaned.orientation in _ON_ITS_SIDE else (width, height)
+
+
+@contextmanager
+def _breaking(data: bytes) -> Iterator[None]:
+    """Turn whatever is raised for a broken picture into an error of the contract."""
+    try:
+        yield
     except ContractError:
         raise
     except UnidentifiedImageError as error:
@@ -182,4 +205,4 @@ def _unread(data: bytes) -> ContractError:
     return broken("no picture", f"{len(data)} bytes beginning with {data[:8].hex(' ')}")
 
 
-__all__ = ["FORMATS", "Limits", "Pixels", "decode"]
+__all__ = ["FORMATS", "Limits", "Pixels", "decode", "size_of"]
