@@ -40,6 +40,8 @@ MODEL = types_pb2.Model(
         masks=True,
     ),
 )
+ASKED_FILE = "INVERSION_WORKER_ASKED"
+"""Variable that names a file, which gets the id of each step that a worker is asked for."""
 DEFAULTS = {"iterations": 20, "per_step": 5, "pause": 0.01, "fail_at": 0, "ballast": 0}
 
 
@@ -56,6 +58,9 @@ def answer(request: worker_pb2.WorkerRequest) -> worker_pb2.WorkerReply:
     """Answer one request."""
     started, reply = time.perf_counter(), worker_pb2.WorkerReply()
     operation = request.WhichOneof("operation")
+    if operation == "advance" and (log := os.environ.get(ASKED_FILE)):
+        with open(log, "a") as file:
+            file.write(f"{request.request_id}\n")
     if operation == "describe":
         reply.model.CopyFrom(MODEL)
     elif operation == "detect":

@@ -21,6 +21,7 @@ import httpx
 import inversion_worker
 from conftest import PATIENCE_SECONDS
 from whybox_proto.errors import TYPE_PREFIX
+from whybox_proto.states import ENDED as ENDED
 from whybox_proto.v1 import worker_pb2
 
 MODEL = "played"
@@ -29,7 +30,6 @@ LAYOUT: dict[str, Any] = {
     "height": 48,
     "objects": [{"label": "thing", "box": [4, 4, 30, 40]}, {"label": "other", "box": [20, 10, 60, 44]}],
 }
-ENDED = ("succeeded", "failed", "cancelled")
 
 
 @dataclass
@@ -39,13 +39,19 @@ class PlayedTorchServe:
     Attributes:
         mode: `well`; `overloaded`; `gone`: connections are dropped; `lost`: the worker dies with the request;
             `unloaded`: the model is not there; `hold`: advances wait until the mode is another.
+        versions: of the model; the first is its default one.
         steps: the advances that were asked for, by request id.
+        asked: the versions that they were asked of.
+        died: advances that killed a worker.
         at_once, most_at_once: advances being worked on, and the most there have been.
         seen: models asked in detect requests.
     """
 
     mode: str = "well"
+    versions: list[str] = field(default_factory=lambda: ["1.0"])
     steps: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    died: int = 0
     at_once: int = 0
     most_at_once: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -103,17 +109,26 @@ class PlayedTorchServe:
             return 200, json.dumps({"models": there}).encode()
         if self.mode == "unloaded":
             return 404, b'{"code": 404, "type": "ModelNotFoundException", "message": "no such model"}'
+        version = path.removeprefix("/models/").removeprefix("/predictions/").partition("/")[2]
+        if version not in ("", "all", *self.versions):
+            return (
+                404,
+                b'{"code": 404, "type": "ModelVersionNotFoundException", "message": "no such version"}',
+            )
         if path.startswith("/models/"):
-            return 200, json.dumps([_STATE]).encode()
+            told = self.versions if version == "all" else [version or self.versions[0]]
+            return 200, json.dumps([{**_STATE, "modelVersion": each} for each in told]).encode()
         request = worker_pb2.WorkerRequest.FromString(body)
         if request.WhichOneof("operation") != "advance":
             return 200, inversion_worker.answer(request).SerializeToString()
         if self.mode == "overloaded":
             return 503, b'{"code": 503, "type": "ServiceUnavailableException", "message": "queue full"}'
         if self.mode == "lost":
+            self.died += 1
             return 500, b'{"code": 500, "type": "InternalServerException", "message": "Worker died."}'
         with self._lock:
             self.steps.append(request.request_id)
+            self.asked.append(version)
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
         try:
@@ -140,6 +155,12 @@ _STATE = {
 class Gateway:
     """A gateway in a process of its own.
 
+    Args:
+        scratch: folder for its files.
+        torchserve: URL of the one behind it.
+        prelude: Python that the process runs before anything else, to change how long things take.
+        environment: its settings.
+
     Attributes:
         rest: URL of REST.
         grpc: target of gRPC.
@@ -148,7 +169,9 @@ class Gateway:
         environment: its variables.
     """
 
-    def __init__(self, scratch: Path, torchserve: str, **environment: str) -> None:
+    def __init__(self, scratch: Path, torchserve: str, *, prelude: str = "", **environment: str) -> None:
+        main = f"{prelude}\nimport sys\nfrom whybox_service.app import main\nsys.exit(main())"
+        self._command = [sys.executable, *(("-c", main) if prelude else ("-m", "whybox_service.app"))]
         scratch.mkdir(parents=True, exist_ok=True)
         self.log = scratch / "gateway.log"
         self._address = scratch / "address.json"
@@ -171,9 +194,7 @@ class Gateway:
         """Start it, or start it again."""
         self._address.unlink(missing_ok=True)
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "whybox_service.app"], env=self.environment, stdout=log, stderr=log
-            )
+            self.process = subprocess.Popen(self._command, env=self.environment, stdout=log, stderr=log)
         eventually(self._listens)
         addresses = json.loads(self._address.read_text())
         self.rest, self.grpc = addresses["rest"], addresses["grpc"]
@@ -235,10 +256,10 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def gateway(scratch: Path, torchserve: str, **environment: str) -> Iterator[Gateway]:
+def gateway(scratch: Path, torchserve: str, *, prelude: str = "", **environment: str) -> Iterator[Gateway]:
     """Run a gateway, with a data folder of its own unless the environment says otherwise."""
     data = {} if "WHYBOX_JOBS_DATABASE" in environment else {"WHYBOX_DATA": str(scratch / "data")}
-    running = Gateway(scratch, torchserve, **{**data, **environment})
+    running = Gateway(scratch, torchserve, prelude=prelude, **{**data, **environment})
     try:
         yield running
     finally:

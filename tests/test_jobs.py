@@ -11,11 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import grpc
 import httpx
+import numpy as np
 import pytest
 from google.protobuf import empty_pb2
 from google.protobuf.json_format import MessageToDict
@@ -34,10 +36,16 @@ from jobs_parts import (
     gateway,
     problem,
 )
+from picture_files import RGB, saved
 from whybox_proto.v1 import explainer_pb2
+from whybox_proto.v1.types_pb2 import Layout
+from whybox_service.jobs.starting import bounded
+from whybox_service.jobs.steps import LOST_LIMIT
 
 LONG = {"iterations": 5000, "pause": 0.005}
 SHORT = {"iterations": 12, "pause": 0.0}
+START = saved(RGB)
+"""A picture of the layout's size."""
 UNKNOWN = "inversions/" + "0" * 32
 REQUEST: dict[str, Any] = {"model": MODEL, "layout": LAYOUT}
 
@@ -66,6 +74,12 @@ def torchserve() -> Iterator[PlayedTorchServe]:
 def files_of(running: Gateway, name: str) -> list[str]:
     folder = running.log.parent / "data" / "artifacts" / name.partition("/")[2]
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def kept_files(running: Gateway) -> set[str]:
+    """The jobs that have files."""
+    folder = running.log.parent / "data" / "artifacts"
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
 
 
 def listed_jobs(running: Gateway, **asked: Any) -> list[dict[str, Any]]:
@@ -180,13 +194,12 @@ class TestLife:
         assert (error["type"], error["field"]) == ("unknown_inversion", "name")
 
     def test_it_starts_from_a_picture_that_is_not_told_back(self, shared: Gateway) -> None:
-        picture = base64.b64encode(b"a picture").decode()
-        made = shared.create(SHORT, image=picture)
+        made = shared.create(SHORT, image=base64.b64encode(START).decode())
         assert made["request"]["image"] == ""
         job = shared.wait(made["name"])
         check_whole(job)
         assert job["request"]["image"] == ""
-        assert job["result"]["params"]["start"] == len(b"a picture")
+        assert job["result"]["params"]["start"] == len(bounded(START, Layout(width=64, height=48)))
 
     def test_a_picture_to_start_from_that_was_lost_is_missed(
         self, torchserve: PlayedTorchServe, tmp_path: Path
@@ -194,7 +207,7 @@ class TestLife:
         with gateway(tmp_path, torchserve.url, WHYBOX_JOBS_RUNNING="1") as running:
             first = running.create(LONG)
             running.wait(first["name"], "running")
-            second = running.create(SHORT, image=base64.b64encode(b"a picture").decode())
+            second = running.create(SHORT, image=base64.b64encode(START).decode())
             (folder,) = tmp_path.rglob(second["name"].partition("/")[2])
             (folder / "start").unlink()
             running.ask("POST", first["name"] + ":cancel")
@@ -203,10 +216,34 @@ class TestLife:
 
     def test_a_form_with_a_picture(self, shared: Gateway) -> None:
         request = json.dumps({"model": MODEL, "layout": LAYOUT, "params": SHORT})
-        parts = {"image": ("a.png", b"1234"), "request": (None, request, "application/json")}
+        parts = {"image": ("a.png", START), "request": (None, request, "application/json")}
         response = shared.ask("POST", "inversions", files=parts)
         assert response.status_code == 202
-        assert shared.wait(response.json()["name"])["result"]["params"]["start"] == 4
+        assert shared.wait(response.json()["name"])["result"]["params"]["start"] > 0
+
+    def test_a_job_goes_on_with_its_version(self, torchserve: PlayedTorchServe, tmp_path: Path) -> None:
+        with gateway(tmp_path, torchserve.url) as running:
+            old = running.create(LONG)
+            eventually(lambda: iteration(running, old["name"]) > 0)
+            torchserve.versions = ["2.0", "1.0"]
+            at = iteration(running, old["name"])
+            eventually(lambda: iteration(running, old["name"]) > at + 20)
+            assert set(torchserve.asked) == {"1.0"}
+            running.ask("POST", old["name"] + ":cancel")
+            # Till the gateway has looked, new jobs are made with the version that it knows.
+            eventually(lambda: running.ask("GET", f"models/{MODEL}").json()["version"] == "2.0")
+            check_whole(running.wait(running.create(SHORT)["name"]))
+            assert torchserve.asked[-1] == "2.0"
+
+    def test_a_version_that_goes_fails_its_jobs(self, torchserve: PlayedTorchServe, tmp_path: Path) -> None:
+        prelude = "import whybox_service.jobs.steps as s; s.UNKNOWN_MODEL_SECONDS = 0.5"
+        with gateway(tmp_path, torchserve.url, prelude=prelude) as running:
+            job = running.create(LONG)
+            eventually(lambda: iteration(running, job["name"]) > 0)
+            torchserve.versions = ["2.0"]
+            error = running.wait(job["name"], "failed")["error"]
+            assert (error["type"], error["field"], error["got"]) == ("unknown_model", "model_version", "1.0")
+            assert "is gone" in error["message"]
 
     def test_states_do_not_pile_up(self, shared: Gateway) -> None:
         job = shared.create(LONG)
@@ -232,9 +269,32 @@ class TestKeys:
         assert shared.create(SHORT, idempotency_key="key-1")["state"] == "succeeded"
         assert shared.create(SHORT, idempotency_key="key-2")["name"] != first["name"]
 
+    def test_callers_do_not_meet_each_other_s(self, torchserve: PlayedTorchServe, tmp_path: Path) -> None:
+        secrets = {name: "whybox_" + name * 20 for name in ("ann", "ben")}
+        keys = ",".join(f"{n}:sha256:{sha256(key.encode()).hexdigest()}" for n, key in secrets.items())
+        with gateway(tmp_path, torchserve.url, WHYBOX_API_KEYS=keys) as running:
+
+            def create(caller: str, **change: Any) -> httpx.Response:
+                request = {**REQUEST, "params": SHORT, "idempotency_key": "nightly", **change}
+                headers = {"Authorization": f"Bearer {secrets[caller]}"}
+                return running.ask("POST", "inversions", json=request, headers=headers)
+
+            anns, bens = create("ann").json()["name"], create("ben").json()["name"]
+            assert anns != bens
+            assert (create("ann").json()["name"], create("ben").json()["name"]) == (anns, bens)
+            conflict = (409, "idempotency_conflict", "idempotency_key")
+            assert problem(create("ann", seed=1)) == conflict
+            metadata = (("authorization", f"Bearer {secrets['ann']}"),)
+            request = explainer_pb2.CreateInversionRequest(model=MODEL, seed=2, idempotency_key="nightly")
+            request.layout.width = request.layout.height = 64
+            request.layout.objects.add(label="thing", box=[1, 1, 20, 20])
+            outcome = over_grpc(running.grpc, "CreateInversion", request, metadata=metadata)
+            assert outcome.error["type"] == "idempotency_conflict"
+            assert anns not in outcome.error["message"] or bens not in outcome.error["message"]
+
     def test_another_request_is_a_conflict(self, shared: Gateway) -> None:
         shared.create(SHORT, idempotency_key="key-3")
-        for change in ({"seed": 1}, {"image": "AAAA"}):
+        for change in ({"seed": 1}, {"image": base64.b64encode(START).decode()}):
             request = {
                 "model": MODEL,
                 "layout": LAYOUT,
@@ -415,6 +475,16 @@ class TestWatching:
             assert "deadline_exceeded" in told
             assert "\nid: " not in told[told.index("event: error") :]
 
+    def test_to_ask_for_the_headers_alone_watches_nothing(self, shared: Gateway) -> None:
+        job = shared.create(LONG)
+        shared.wait(job["name"], "running")
+        response = shared.ask("HEAD", job["name"] + "/events")
+        assert shared.get(job["name"])["state"] == "running"  # it did not wait for the end
+        assert (response.status_code, response.content) == (200, b"")
+        assert response.headers["Content-Type"].startswith("text/event-stream")
+        assert shared.ask("HEAD", UNKNOWN + "/events").status_code == 404
+        shared.ask("DELETE", job["name"])
+
     def test_a_deleted_job_ends_the_watching(self, shared: Gateway) -> None:
         job = shared.create(LONG)
         watching = events(shared, job["name"])
@@ -458,20 +528,30 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"idempotency_key": "k" * 1000}, "invalid_argument", "idempotency_key"),
     ({"idempotency_key": "a\0b"}, "invalid_argument", "idempotency_key"),
     ({"colour": "red"}, "unknown_field", "colour"),
+    ({"image": base64.b64encode(b"no picture").decode()}, "invalid_image", "image"),
+    ({"image": base64.b64encode(START[: len(START) // 2]).decode()}, "invalid_image", "image"),
+    (
+        {"image": base64.b64encode(inversion_worker.picture_of(1)).decode()},
+        "invalid_argument",
+        "image",
+    ),
 ]
 
 
 class TestBadInput:
-    @pytest.mark.parametrize(("change", "type", "field"), BAD, ids=[f"{t}-{f}" for _, t, f in BAD])
+    @pytest.mark.parametrize(
+        ("change", "type", "field"), BAD, ids=[f"{i}-{t}-{f}" for i, (_, t, f) in enumerate(BAD)]
+    )
     def test_a_bad_request_makes_no_job(
         self, shared: Gateway, change: dict[str, Any], type: str, field: str
     ) -> None:
-        before = listed_names(shared)
+        before, files = listed_names(shared), kept_files(shared)
         request = {**REQUEST, "params": SHORT, **change}
         status, *told = problem(shared.ask("POST", "inversions", json=request))
         assert told == [type, field]
         assert 400 <= status < 500
         assert listed_names(shared) == before
+        assert kept_files(shared) <= files | {name.partition("/")[2] for name in before}
 
     @pytest.mark.parametrize("verb", ["GET", "DELETE", "GET /image", "GET /events", "POST :cancel"])
     @pytest.mark.parametrize("name", [UNKNOWN, "inversions/x", "inversions/" + "0" * 31, "inversions/%00"])
@@ -599,6 +679,7 @@ class TestFaults:
             torchserve.mode = "lost"
             job = running.wait(running.create(SHORT)["name"])
             assert (job["state"], job["error"]["type"]) == ("failed", "backend_unavailable")
+            assert torchserve.died == LOST_LIMIT
             torchserve.mode = "well"
             check_whole(running.wait(running.create(SHORT)["name"]))
 
@@ -679,10 +760,11 @@ class TestFaults:
                 ended = running.wait(job["name"])
                 assert (ended["state"], ended["error"]["type"]) == ("failed", "storage_failed")
                 assert "No space left on device" in ended["error"]["message"]
+                noise = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), np.uint8)
                 request = {
                     "model": MODEL,
-                    "layout": LAYOUT,
-                    "image": base64.b64encode(bytes(2_000_000)).decode(),
+                    "layout": {**LAYOUT, "width": 1000, "height": 1000},
+                    "image": base64.b64encode(saved(noise)).decode(),
                 }
                 assert problem(running.ask("POST", "inversions", json=request)) == (507, "storage_failed", "")
                 check_whole(running.wait(running.create(SHORT)["name"]))
@@ -731,6 +813,25 @@ class TestTending:
 
     def test_what_runs_nowhere_is_taken_up_again(self, torchserve: PlayedTorchServe, tmp_path: Path) -> None:
         """As after a full database: DBOS has the job running here, and no thread does."""
+        prelude = "import whybox_service.jobs.inversions as i; i._MEND_SECONDS = 0.5"
+        with gateway(tmp_path, torchserve.url, prelude=prelude) as running:
+            long = running.create(LONG)
+            running.wait(long["name"], "running")
+            stray = running.create(SHORT)["name"]
+            with sqlite3.connect(tmp_path / "data" / "jobs.sqlite") as database:
+                changed = database.execute(
+                    "UPDATE workflow_status SET status = 'PENDING', executor_id = 'gateway' "
+                    "WHERE workflow_uuid = ? AND status = 'ENQUEUED'",
+                    (stray.partition("/")[2],),
+                )
+                assert changed.rowcount == 1
+            database.close()
+            eventually(lambda: f"taking up again: {stray}" in running.log.read_text())
+            running.ask("POST", long["name"] + ":cancel")
+            check_whole(running.wait(stray))
+            assert torchserve.steps_of(stray) == [1, 2, 3]
+
+    def test_a_job_whose_workflow_is_gone_fails(self, torchserve: PlayedTorchServe, tmp_path: Path) -> None:
         with gateway(tmp_path, torchserve.url) as running:
             job = running.create({"iterations": 100, "pause": 0.01})
             eventually(lambda: iteration(running, job["name"]) > 0)

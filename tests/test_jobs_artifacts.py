@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from whybox_proto.v1 import worker_pb2
 from whybox_service.jobs.artifacts import Artifacts, Files, Folder, Remote
-from whybox_service.jobs.database import JobsError
+from whybox_service.jobs.database import ConflictError, JobsError
 from whybox_service.settings import Settings
 
 JOB = "0" * 32
@@ -50,20 +51,22 @@ class TestSteps:
         kept = advance(3, b"s" * 100_000)
         kept.result.match.recall = 0.5
         artifacts.keep_step(JOB, 1, kept)
-        assert artifacts.state(JOB, 1) == kept.state
-        kept.ClearField("state")
-        assert artifacts.step(JOB, 1) == kept
+        assert artifacts.state(JOB, 1) == b"s" * 100_000
+        assert artifacts.picture(JOB, 1) == b"picture"
+        assert kept.state == kept.picture == b""  # what is large is in memory once
+        assert artifacts.told(JOB, 1) == kept
+        assert kept.result.match.recall == 0.5
         assert artifacts.jobs() == [JOB]
 
     def test_a_step_that_runs_twice_stays_as_it_was(self, artifacts: Artifacts) -> None:
         artifacts.keep_step(JOB, 1, advance(3, b"first"))
         artifacts.keep_step(JOB, 1, advance(4, b"second"))
         assert artifacts.state(JOB, 1) == b"first"
-        assert artifacts.step(JOB, 1).progress.iteration == 3
+        assert artifacts.told(JOB, 1).progress.iteration == 3
 
     def test_what_is_not_there_says_so(self, artifacts: Artifacts) -> None:
         with pytest.raises(FileNotFoundError):
-            artifacts.step(JOB, 1)
+            artifacts.told(JOB, 1)
         with pytest.raises(FileNotFoundError):
             artifacts.state(JOB, 1)
         assert artifacts.picture(JOB, 0) == b""
@@ -149,6 +152,22 @@ class TestFaults:
         assert artifacts.state(JOB, 1) == b"first"
 
 
+class TestOwner:
+    def test_one_database_has_them(self, artifacts: Artifacts, files: Files) -> None:
+        place = artifacts.claim("1" * 32)
+        artifacts.keep_start(JOB, b"start")
+        assert artifacts.claim("1" * 32) == place != ""
+        with pytest.raises(ConflictError, match=f"belongs to another database of jobs, {'1' * 32}"):
+            artifacts.claim("2" * 32)
+        assert artifacts.jobs() == [JOB]
+        assert files.names(JOB) == ["start"]
+
+    def test_they_can_be_taken_over_by_hand(self, artifacts: Artifacts, files: Files) -> None:
+        artifacts.claim("1" * 32)
+        files.delete("service", "database")
+        artifacts.claim("2" * 32)
+
+
 class TestSettings:
     def test_they_are_in_the_data_folder_by_default(self, tmp_path: Path) -> None:
         Artifacts.from_settings(Settings(data=tmp_path)).keep_start(JOB, b"x")
@@ -160,8 +179,14 @@ class TestSettings:
 
     def test_what_cannot_be_used_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
-        with pytest.raises(JobsError, match="needs WHYBOX_JOBS_ARTIFACTS"):
-            Artifacts.from_settings(Settings())
+        database = SecretStr("postgresql://whybox@host/whybox")
+        for settings in (
+            Settings(),
+            Settings(jobs_database=database),
+            Settings(jobs_database=database, data=tmp_path),  # which other replicas do not have
+        ):
+            with pytest.raises(JobsError, match="needs WHYBOX_JOBS_ARTIFACTS"):
+                Artifacts.from_settings(settings)
         with pytest.raises(JobsError, match="file cannot be used"):
             Artifacts.from_settings(Settings(jobs_artifacts=str(tmp_path / "file")))
         with pytest.raises(JobsError, match="WHYBOX_JOBS_ARTIFACTS cannot be used"):

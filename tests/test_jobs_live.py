@@ -24,11 +24,21 @@ PARAMS = {"iterations": 400, "pause": 0.02, "per_step": 10}
 
 
 @pytest.fixture(scope="module")
-def counting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def asked_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gets the id of each step that a worker is asked for."""
+    return tmp_path_factory.mktemp("asked") / "steps"
+
+
+@pytest.fixture(scope="module")
+def counting(tmp_path_factory: pytest.TempPathFactory, asked_file: Path) -> Iterator[Live]:
     """The whole service, on a model that inverts without torch."""
     store = tmp_path_factory.mktemp("counting_store")
     pack(NAME, Path(inversion_worker.__file__), store, queue=20)
-    environment = {"WHYBOX_POLL_SECONDS": "0.5", "WHYBOX_JOBS_STEP_SECONDS": "0.2"}
+    environment = {
+        "WHYBOX_POLL_SECONDS": "0.5",
+        "WHYBOX_JOBS_STEP_SECONDS": "0.2",
+        inversion_worker.ASKED_FILE: str(asked_file),
+    }
     with serving(store, tmp_path_factory.mktemp("counting"), env=environment) as live:
         yield live
 
@@ -68,7 +78,7 @@ def process(live: Live, what: str) -> psutil.Process:
 @pytest.mark.parametrize(
     "what", ["model_service_worker", "org.pytorch.serve.ModelServer", "whybox_service.app"]
 )
-def test_killed_in_mid_job(counting: Live, what: str) -> None:
+def test_killed_in_mid_job(counting: Live, asked_file: Path, what: str) -> None:
     wait_until_green(counting.rest)
     request = {"model": NAME, "layout": LAYOUT, "params": PARAMS}
     job = ask(counting, "POST", "inversions", json=request).json()
@@ -78,6 +88,10 @@ def test_killed_in_mid_job(counting: Live, what: str) -> None:
     check_whole(done)
     assert ask(counting, "GET", job["name"] + "/image").content == inversion_worker.picture_of(400)
     assert done["result"]["params"]["workers"] == (1 if what == "whybox_service.app" else 2)
+    name = job["name"].partition("/")[2]
+    steps = [line for line in asked_file.read_text().splitlines() if line.startswith(name)]
+    assert set(steps) == {f"{name}-{step}" for step in range(1, 41)}
+    assert len(steps) <= 40 + 1, "more than one step was lost"
 
 
 def test_a_detector_is_inverted(live: Live) -> None:

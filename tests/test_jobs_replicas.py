@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import PATIENCE_SECONDS
 from jobs_parts import Gateway, PlayedTorchServe, check_whole, eventually, gateway, problem
 from postgres import Postgres, postgres
 from test_jobs import LONG, SHORT, events, iteration, listed_names
@@ -160,6 +162,79 @@ def test_a_replica_starts_before_its_database(replicas: list[Gateway], database:
     eventually(lambda: one.ask("GET", "inversions").status_code == 503)
     database.start()
     eventually(lambda: one.ask("GET", "inversions").status_code == 200)
+
+
+class TestStart:
+    """What would be silently wrong is refused."""
+
+    def end_of(self, **environment: str) -> str:
+        """What a gateway says that ends by itself."""
+        done = subprocess.run(
+            [sys.executable, "-m", "whybox_service.app"],
+            env={**os.environ, "WHYBOX_PORT": "0", "WHYBOX_GRPC_PORT": "0", **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE_SECONDS,
+        )
+        assert done.returncode == 1, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    def test_two_of_one_name(self, database: Postgres, torchserve: PlayedTorchServe, tmp_path: Path) -> None:
+        shared = {
+            "WHYBOX_JOBS_DATABASE": database.url,
+            "WHYBOX_JOBS_ARTIFACTS": str(tmp_path / "artifacts"),
+        }
+        with gateway(tmp_path / "one", torchserve.url, **shared) as running:
+            job = running.create(LONG)
+            eventually(lambda: iteration(running, job["name"]) > 0)
+            said = self.end_of(**shared)
+            assert "runs jobs as 'gateway' on this database" in said
+            assert "WHYBOX_JOBS_EXECUTOR" in said
+            at = iteration(running, job["name"])
+            eventually(lambda: iteration(running, job["name"]) > at)  # and nothing came of it
+            running.ask("DELETE", job["name"])
+        with gateway(tmp_path / "two", torchserve.url, **shared) as running:  # its name was given back
+            check_whole(running.wait(running.create(SHORT)["name"]))
+
+    def test_two_places_for_one_database(
+        self, database: Postgres, torchserve: PlayedTorchServe, tmp_path: Path
+    ) -> None:
+        def settings(name: str, folder: str) -> dict[str, str]:
+            return {
+                "WHYBOX_JOBS_DATABASE": database.url,
+                "WHYBOX_JOBS_EXECUTOR": name,
+                "WHYBOX_JOBS_ARTIFACTS": str(tmp_path / folder),
+            }
+
+        with gateway(tmp_path / "one", torchserve.url, **settings("one", "mine")) as running:
+            check_whole(running.wait(running.create(SHORT)["name"]))
+            said = self.end_of(**settings("two", "yours"))
+            assert "the replica 'one' keeps states and pictures elsewhere" in said
+            with gateway(tmp_path / "two", torchserve.url, **settings("two", "mine")):
+                pass
+        with gateway(tmp_path / "three", torchserve.url, **settings("two", "yours")) as running:
+            check_whole(running.wait(running.create(SHORT)["name"]))
+
+    def test_two_databases_on_one_folder(
+        self, database: Postgres, torchserve: PlayedTorchServe, tmp_path: Path
+    ) -> None:
+        folder = {"WHYBOX_JOBS_ARTIFACTS": str(tmp_path / "artifacts")}
+        postgres = {"WHYBOX_JOBS_DATABASE": database.url}
+        with gateway(tmp_path / "one", torchserve.url, **postgres, **folder) as running:
+            job = running.create(SHORT)
+            check_whole(running.wait(job["name"]))
+            (tmp_path / "data").mkdir()
+            (tmp_path / "data" / "jobs.sqlite").touch()  # there are jobs, so they are begun at the start
+            said = self.end_of(WHYBOX_DATA=str(tmp_path / "data"), **folder)
+            assert "belongs to another database of jobs" in said
+            assert running.picture(job["name"]).status_code == 200
+
+    def test_without_a_place_that_all_share(self, database: Postgres, tmp_path: Path) -> None:
+        for more in ({}, {"WHYBOX_DATA": str(tmp_path)}):
+            said = self.end_of(WHYBOX_JOBS_DATABASE=database.url, **more)
+            assert "WHYBOX_JOBS_DATABASE needs WHYBOX_JOBS_ARTIFACTS" in said
 
 
 class TestCommand:

@@ -97,6 +97,14 @@ class Gateway:
             Servicer(operations, metrics, intake, settings.max_request_bytes), keys, settings
         )
 
+    async def conflict(self) -> None:
+        """Wait until it shows that another gateway is where this one is meant to be, if it does.
+
+        Raises:
+            ConflictError: then.
+        """
+        await self._inversions.conflict()
+
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Addresses]:
         """Serve while the block lasts; then let running requests finish, both servers at once.
@@ -149,17 +157,27 @@ class Gateway:
 
 
 async def serve(settings: Settings) -> None:
-    """Run the gateway until SIGINT or SIGTERM."""
+    """Run the gateway until SIGINT or SIGTERM.
+
+    Raises:
+        ConflictError: where another gateway is where this one is meant to be.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    async with Gateway(settings).running() as listening:
+    gateway = Gateway(settings)
+    async with gateway.running() as listening:
         log.info("REST on %s, gRPC%s on %s", listening.rest, " with TLS" * listening.tls, listening.grpc)
         if settings.address_file is not None:
             write_json(settings.address_file, asdict(listening))
-        await stop.wait()
+        ends = [asyncio.create_task(stop.wait()), asyncio.create_task(gateway.conflict())]
+        done, waiting = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end in waiting:
+            end.cancel()
         log.info("stopping")
+        for end in done:
+            end.result()
 
 
 def main() -> int:

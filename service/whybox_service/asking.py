@@ -70,6 +70,10 @@ class Asking:
             self._metrics.rejected(model, "stalled")
             raise
 
+    def ready_workers(self, model: types_pb2.Model) -> int:
+        """Return how many workers of a model could work at one time at the last look; at least 1."""
+        return self._catalogue.ready_workers(model.name, model.version)
+
     def check_room(self, model: str) -> None:
         """Refuse early, before the costly reading of a body, what a model's default version would refuse.
 
@@ -90,6 +94,7 @@ class Asking:
         call: Call,
         *,
         admitted: bool = False,
+        again: bool = True,
     ) -> Asked:
         """Have a worker answer; where it is lost on the way, ask another one once, as soon as there is one.
 
@@ -98,8 +103,10 @@ class Asking:
             question: what is asked; the rest that a worker must know of the request is added.
             call: the request that it is for.
             admitted: it is a further part of a request that was let in, and is not refused for want of room.
+            again: whether another worker is asked; else that is for the caller to do.
 
         Raises:
+            WorkerLostError: where the worker was lost, and no other is asked.
             ContractError: from the worker, or for what else happened on the way to it.
         """
         question.request_id = call.request_id
@@ -110,7 +117,7 @@ class Asking:
         try:
             reply = await self._once(model, question, call, lane, admitted)
         except WorkerLostError as error:
-            if not await self._catalogue.recovered(model, call.deadline, self._recovery_seconds):
+            if not again or not await self._catalogue.recovered(model, call.deadline, self._recovery_seconds):
                 raise self._catalogue.judge(error, model) from None
             log.info("asking again, since a worker of %s was lost", model.name)
             reply = await self._once(model, question, call, lane, admitted)

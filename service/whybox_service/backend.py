@@ -40,10 +40,15 @@ PROBE_LINGER_SECONDS = 30.0
 
 
 class WorkerLostError(ContractError):
-    """The worker, or TorchServe, went away before it answered; another one may answer the same request."""
+    """The worker, or TorchServe, went away before it answered; another one may answer the same request.
 
-    def __init__(self, message: str) -> None:
+    Attributes:
+        died: whether the worker itself ended, perhaps of the request; else it was the way to it that broke.
+    """
+
+    def __init__(self, message: str, *, died: bool = False) -> None:
         super().__init__("backend_unavailable", message)
+        self.died = died
 
 
 @dataclass(frozen=True)
@@ -327,7 +332,7 @@ def _failure(status: int, body: bytes, model: str, version: str) -> ContractErro
     if status == 503 and kind == "ServiceUnavailableException":
         return ContractError("overloaded", f"the queue of the model {model!r} is full")
     if "Worker died" in message:
-        return WorkerLostError(f"the worker failed: {shorten(message)}")
+        return WorkerLostError(f"the worker failed: {shorten(message)}", died=True)
     if status in (500, 503, 507):
         return ContractError("backend_unavailable", f"the worker failed: {shorten(message) or status}")
     return ContractError("internal", f"TorchServe answered {status}: {shorten(message) or 'nothing more'}")

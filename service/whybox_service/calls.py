@@ -54,10 +54,17 @@ class Deadline:
 
 @dataclass(frozen=True)
 class Call:
-    """What travels beside a request, whichever transport it came by."""
+    """What travels beside a request, whichever transport it came by.
+
+    Attributes:
+        request_id: as the client knows it.
+        deadline: after which nobody waits for the answer.
+        key: name of the API key that it came with; empty where keys are off.
+    """
 
     request_id: str
     deadline: Deadline
+    key: str = ""
 
 
 def new_request_id() -> str:

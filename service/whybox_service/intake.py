@@ -100,7 +100,8 @@ class Intake:
                     deadline = Deadline.after(self._seconds(arrival))
                     with self._room(arrival.operation), self._told(arrival, request_id, observation):
                         async with deadline.limit():
-                            return await work(Call(request_id, deadline), observation), request_id
+                            call = Call(request_id, deadline, observation.key)
+                            return await work(call, observation), request_id
                 except ClientGoneError as error:
                     gone = error
                 except ContractError as error:

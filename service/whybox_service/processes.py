@@ -31,6 +31,25 @@ def running() -> Iterator[Entry]:
                     yield Entry(int(name), int(parent), int(session))
 
 
+def begin_of(pid: int) -> int:
+    """Return when a process began, in ticks since the machine did; 0 where there is none that runs."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] in b"ZX" else int(fields[19])
+
+
+def space() -> str:
+    """Name what process ids belong to here: the machine since its start, the namespace; empty if unknown."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
 def kill_children() -> None:
     """Kill this process's own children, whatever group or session they have gone to."""
     own = os.getpid()

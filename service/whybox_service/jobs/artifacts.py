@@ -3,6 +3,8 @@
     ID/000012.step    what the twelfth step ended with: how far it is, its picture, its state
     ID/start          the picture that the client gave to start from
     ID/picture.png    the last picture of a job that has ended
+    service/database  the id of the database whose jobs these are
+    service/place     the id of the place
 
 A step's file never changes once it is there: who writes it a second time leaves the first one as it is.
 """
@@ -20,8 +22,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from whybox_proto.errors import shorten
 from whybox_proto.v1 import worker_pb2
-from whybox_service.jobs.database import JobsError
+from whybox_service.jobs.database import ConflictError, JobsError
 
 if TYPE_CHECKING:
     from whybox_service.settings import Settings
@@ -31,6 +34,8 @@ log = logging.getLogger(__name__)
 START, PICTURE, STEP = "start", "picture.png", ".step"
 _TEMPORARY = ".tmp"
 _FOLDER = "artifacts"
+# Beside the jobs' folders: whose they all are, and which place this is.
+_SERVICE, _OWNER, _PLACE = "service", "database", "place"
 # Magic; bytes of the message without state and picture, of the picture, of the state. They follow so.
 _HEADER = struct.Struct("<4sIQQ")
 _MAGIC = b"WBI1"
@@ -206,19 +211,38 @@ class Artifacts:
         Raises:
             JobsError: where they cannot be there.
         """
-        where = settings.jobs_artifacts
-        if where is None:
-            if settings.data is None:
-                raise JobsError(
-                    "WHYBOX_JOBS_DATABASE needs WHYBOX_JOBS_ARTIFACTS: where states and pictures go"
-                )
-            where = str(settings.data / _FOLDER)
+        where = place_of(settings)
         if "://" in where and not where.startswith("file://"):
             return cls(Remote(where))
         try:
             return cls(Folder(Path(where.removeprefix("file://")).resolve()))
         except OSError as error:
             raise JobsError(f"{where} cannot be used for artifacts: {error.strerror or error}") from error
+
+    def claim(self, database: str) -> str:
+        """Note whose artifacts these are: files of jobs that its database does not know are deleted in time.
+
+        Args:
+            database: id of the database of jobs.
+
+        Returns:
+            An id of the place.
+
+        Raises:
+            ConflictError: where they belong to another database.
+        """
+        owner = self._noted(_OWNER, database)
+        if owner != database:
+            raise ConflictError(
+                f"what WHYBOX_JOBS_ARTIFACTS names belongs to another database of jobs, {shorten(owner)}; "
+                f"name another place, or delete its file {_SERVICE}/{_OWNER} if that database is no more"
+            )
+        return self._noted(_PLACE, uuid.uuid4().hex)
+
+    def _noted(self, name: str, value: str) -> str:
+        """Note something of all the artifacts, unless that was done before; return what was."""
+        self._files.write(_SERVICE, name, [value.encode()], once=True)
+        return self._files.read(_SERVICE, name).decode(errors="replace")
 
     def keep_start(self, job: str, picture: bytes) -> None:
         """Keep the picture that a job shall start from."""
@@ -233,28 +257,29 @@ class Artifacts:
         return self._files.read(job, START)
 
     def keep_step(self, job: str, step: int, advance: worker_pb2.Advance) -> None:
-        """Keep what a step ended with, unless that was done before."""
-        rest = worker_pb2.Advance()
-        rest.CopyFrom(advance)
-        state, picture = rest.state, rest.picture
-        rest.ClearField("state")
-        rest.ClearField("picture")
-        told = rest.SerializeToString()
+        """Keep what a step ended with, unless that was done before.
+
+        Args:
+            job: whose.
+            step: which.
+            advance: what it ended with; loses its state and picture, which may be large.
+        """
+        state, picture = advance.state, advance.picture
+        advance.ClearField("state")
+        advance.ClearField("picture")
+        told = advance.SerializeToString()
         header = _HEADER.pack(_MAGIC, len(told), len(picture), len(state))
         self._files.write(job, _step(step), [header, told, picture, state], once=True)
 
-    def step(self, job: str, step: int) -> worker_pb2.Advance:
-        """Return what a step ended with, but for its state.
+    def told(self, job: str, step: int) -> worker_pb2.Advance:
+        """Return what a step ended with, but for its state and its picture.
 
         Raises:
             FileNotFoundError: where it has not ended, or was deleted since.
         """
         name = _step(step)
-        told, picture, _ = self._sizes(job, name)
-        body = self._files.read(job, name, _HEADER.size, told + picture)
-        advance = worker_pb2.Advance.FromString(body[:told])
-        advance.picture = body[told:]
-        return advance
+        told, _, _ = self._sizes(job, name)
+        return worker_pb2.Advance.FromString(self._files.read(job, name, _HEADER.size, told))
 
     def state(self, job: str, step: int) -> bytes:
         """Return the state that a step ended with.
@@ -277,7 +302,7 @@ class Artifacts:
         except FileNotFoundError:
             pass
         try:
-            return self.step(job, step).picture if step else b""
+            return self._step_picture(job, step) if step else b""
         except FileNotFoundError:  # it was settled between the two looks, or a later step has come
             return self._files.read(job, PICTURE)
 
@@ -296,7 +321,7 @@ class Artifacts:
         names, kept = self._files.names(job), {PICTURE}
         if PICTURE not in names and step:
             try:
-                if picture := self.step(job, step).picture:
+                if picture := self._step_picture(job, step):
                     self._files.write(job, PICTURE, [picture], once=True)
             except FileNotFoundError:
                 pass
@@ -313,11 +338,16 @@ class Artifacts:
 
     def jobs(self) -> list[str]:
         """Return the jobs of which there is something."""
-        return self._files.jobs()
+        return [name for name in self._files.jobs() if name != _SERVICE]
 
     def remove(self, job: str) -> None:
         """Delete all that there is of a job."""
         self._files.remove(job)
+
+    def _step_picture(self, job: str, step: int) -> bytes:
+        name = _step(step)
+        told, picture, _ = self._sizes(job, name)
+        return self._files.read(job, name, _HEADER.size + told, picture)
 
     def _sizes(self, job: str, name: str) -> tuple[int, int, int]:
         header = self._files.read(job, name, 0, _HEADER.size)
@@ -328,6 +358,22 @@ class Artifacts:
         if magic != _MAGIC:
             raise OSError(f"{job}/{name} is no state of ours")
         return told, picture, state
+
+
+def place_of(settings: Settings) -> str:
+    """Return the folder, or the fsspec URL, where the settings have artifacts.
+
+    Raises:
+        JobsError: where they name none for replicas that share a database.
+    """
+    if settings.jobs_artifacts is not None:
+        return settings.jobs_artifacts
+    if settings.data is None or settings.jobs_database is not None:
+        raise JobsError(
+            "WHYBOX_JOBS_DATABASE needs WHYBOX_JOBS_ARTIFACTS: a folder or URL for states and pictures that "
+            "all replicas on that database share"
+        )
+    return str(settings.data / _FOLDER)
 
 
 def _step(step: int) -> str:

@@ -25,6 +25,10 @@ class JobsError(ValueError):
     """Jobs cannot be run with these settings; the message says what to change."""
 
 
+class ConflictError(JobsError):
+    """Another service is where this one is meant to be: neither may go on as if it were alone."""
+
+
 def url_of(settings: Settings) -> str:
     """Return the URL of the database, as DBOS takes it.
 

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import re
 import secrets
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,23 +19,32 @@ from google.protobuf import empty_pb2
 
 from whybox_proto.errors import ContractError, shorten, unknown_name
 from whybox_proto.inversions import check_inversion
+from whybox_proto.states import STATES
 from whybox_proto.v1 import explainer_pb2
 from whybox_service import paging
 from whybox_service.asking import Asking
 from whybox_service.calls import Call
-from whybox_service.jobs.database import DataFolder, JobsError, engine_for, is_file, url_of
+from whybox_service.jobs.artifacts import place_of
+from whybox_service.jobs.database import (
+    ConflictError,
+    DataFolder,
+    JobsError,
+    engine_for,
+    is_file,
+    url_of,
+)
 from whybox_service.metrics import Metrics
 from whybox_service.settings import Settings
 
 if TYPE_CHECKING:
     from whybox_service.jobs.artifacts import Artifacts
+    from whybox_service.jobs.replicas import Name
     from whybox_service.jobs.runner import Runner
-    from whybox_service.jobs.store import Record, Store
+    from whybox_service.jobs.store import New, Record, Store
     from whybox_service.jobs.tending import Tending
 
 log = logging.getLogger(__name__)
 
-STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 # The table is looked at so often for each watcher; another replica may run the job.
 WATCH_SECONDS = 0.5
 _NAME = re.compile(r"inversions/([0-9a-f]{32})")
@@ -67,6 +77,7 @@ class Inversions:
         self._folder: DataFolder | None = None
         if settings.data is not None or settings.jobs_database is not None:
             self._url = url_of(settings)
+            place_of(settings)
             if settings.data is not None and is_file(settings):
                 self._folder = DataFolder(settings.data)
                 self._folder.take()
@@ -74,20 +85,37 @@ class Inversions:
         self._starting: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
+        self._ending = threading.Event()
+        self._begun = False
+        self._conflict = asyncio.Event()
+        self._conflict_told: ConflictError | None = None
         self._trouble = ""
         self._store: Store | None = None
         self._runner: Runner | None = None
+        self._name: Name | None = None
 
     async def begin(self) -> None:
         """Take up what there is to do, in the background; a new folder waits for its first job."""
         if self._url is None:
             return
         if self._folder is None or self._folder.has_jobs:
+            self._begun = True
             self._start()
+
+    async def conflict(self) -> None:
+        """Wait until what was begun at the start meets another service where this one is meant to be.
+
+        Raises:
+            ConflictError: then.
+        """
+        await self._conflict.wait()
+        assert self._conflict_told is not None
+        raise self._conflict_told
 
     async def stop(self) -> None:
         """Let steps that run end, and end the watching; what is not done goes on at the next start."""
         self._stopping.set()
+        self._ending.set()
         if self._starting is not None:
             await asyncio.gather(self._starting, return_exceptions=True)
         for task in self._tasks:
@@ -100,6 +128,8 @@ class Inversions:
                 await self._in_thread(self._runner.wait, _ABANDON_SECONDS)
             await self._in_thread(self._runner.stop)
             self._runner = None
+        if self._name is not None:
+            await self._in_thread(self._name.release)
         self._threads.shutdown(wait=False)
         if self._folder is not None:
             self._folder.release()
@@ -109,14 +139,18 @@ class Inversions:
     ) -> explainer_pb2.Inversion:
         """Queue an inversion; one with the same idempotency key is the same one."""
         store = await self._ready(call)
+        from whybox_service.jobs.store import New  # by now it is there
+
         model = await self._asking.description(request.model, "", call)
         check_inversion(request, model)
         _check_key(request.idempotency_key)
+        start = await self._work(call, lambda: _start_of(request))
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
         kept = explainer_pb2.CreateInversionRequest()
         kept.CopyFrom(request)
         kept.ClearField("image")
-        record = await self._work(call, lambda: self._create(store, kept, request.image, digest))
+        new = New(_new_id(), kept, digest, model.version, call.key, has_start=bool(start))
+        record = await self._work(call, lambda: self._create(store, new, start))
         return record.message(brief=False)
 
     async def get(self, request: explainer_pb2.GetInversionRequest, call: Call) -> explainer_pb2.Inversion:
@@ -253,8 +287,12 @@ class Inversions:
             try:
                 await self._in_thread(self._assemble, asyncio.get_running_loop())
                 break
-            except JobsError:
-                log.exception("there will be no inversions")
+            except JobsError as error:
+                if isinstance(error, ConflictError) and self._begun:
+                    self._conflict_told = error
+                    self._conflict.set()
+                else:
+                    log.exception("there will be no inversions")
                 raise
             except Exception as error:
                 self._trouble = shorten(error, 500)
@@ -263,6 +301,8 @@ class Inversions:
                     await asyncio.wait_for(self._stopping.wait(), _RETRY_SECONDS)
                 if self._stopping.is_set():
                     return
+        if self._store is None:  # the end came first
+            return
         tending = self._tending
         for work, seconds in (
             (self._count, _COUNT_SECONDS),
@@ -273,6 +313,7 @@ class Inversions:
 
     def _assemble(self, loop: asyncio.AbstractEventLoop) -> None:
         from whybox_service.jobs.artifacts import Artifacts
+        from whybox_service.jobs.replicas import Name, identity
         from whybox_service.jobs.runner import Runner
         from whybox_service.jobs.steps import Steps
         from whybox_service.jobs.store import Store
@@ -283,6 +324,14 @@ class Inversions:
         artifacts = Artifacts.from_settings(self._settings)
         engine = engine_for(self._url)
         Store.prepare(engine)
+        place = ""
+        if self._settings.jobs_artifacts is not None:  # else in a folder that is this process's alone
+            place = artifacts.claim(identity(engine))
+        if self._name is None and not is_file(self._settings):
+            name = Name(engine, self._settings.jobs_executor, place, self._name_lost)
+            if not name.take(self._ending):
+                return
+            self._name = name
         runner = Runner(self._settings, self._url, engine)
         store = Store(engine, runner.enqueue)
         steps = Steps(store, artifacts, self._asking, self._metrics, self._settings, loop)
@@ -296,6 +345,19 @@ class Inversions:
         log.info(
             "jobs are run, as %s, after %.2f s", self._settings.jobs_executor, time.monotonic() - started
         )
+
+    def _name_lost(self) -> None:
+        """Run no job any more: another process has this one's name, and all its jobs."""
+        log.error(
+            "another process runs jobs as %s, since nothing was heard of this one for a while: it runs none "
+            "any more until it is started again",
+            self._settings.jobs_executor,
+        )
+        if self._runner is not None:
+            self._steps.stop()
+            self._steps.abandon()
+            self._runner.wait(_ABANDON_SECONDS)
+            self._runner.rest()
 
     def _count(self) -> None:
         store, *_ = self._parts
@@ -365,25 +427,22 @@ class Inversions:
                     return b""
                 record = newer
 
-    def _create(
-        self, store: Store, request: explainer_pb2.CreateInversionRequest, image: bytes, digest: bytes
-    ) -> Record:
-        from whybox_service.jobs.store import KeyTakenError, New
+    def _create(self, store: Store, new: New, start: bytes) -> Record:
+        from whybox_service.jobs.store import KeyTakenError
 
-        key = request.idempotency_key
-        if key and (there := store.by_key(key)) is not None:
-            return _same(there, digest)
-        new = New(_new_id(), request, digest, bool(image))
-        if image:
-            self._artifacts.keep_start(new.id, image)
+        key = new.request.idempotency_key
+        if key and (there := store.by_key(new.caller, key)) is not None:
+            return _same(there, new.digest)
+        if start:
+            self._artifacts.keep_start(new.id, start)
         try:
             return store.create(new, self._settings.jobs_queued)
         except BaseException as error:
             # Its answer may have been lost, and the job be there all the same.
-            if image and store.get(new.id) is None:
+            if start and store.get(new.id) is None:
                 self._artifacts.remove(new.id)
-            if isinstance(error, KeyTakenError) and (there := store.by_key(key)) is not None:
-                return _same(there, digest)
+            if isinstance(error, KeyTakenError) and (there := store.by_key(new.caller, key)) is not None:
+                return _same(there, new.digest)
             raise
 
     async def _work(self, call: Call, work: Callable[[], T]) -> T:
@@ -408,6 +467,15 @@ class Inversions:
 
     async def _in_thread(self, work: Callable[..., T], *args: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+
+
+def _start_of(request: explainer_pb2.CreateInversionRequest) -> bytes:
+    """Return the picture that a job starts from as it is kept; empty where there is none."""
+    if not request.image:
+        return b""
+    from whybox_service.jobs.starting import bounded
+
+    return bounded(request.image, request.layout)
 
 
 def _new_id() -> str:

@@ -9,8 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dbos import DBOS, DBOSClient, DBOSConfig, WorkflowStatus
-from dbos._serialization import DBOSPortableJSON
+from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer, WorkflowStatus
 
 from whybox_service.jobs.steps import Steps
 
@@ -28,7 +27,8 @@ WORKFLOW = "invert"
 VERSION = "1"
 # The queue is looked at so often; also the time between the end of a job and the begin of the next one.
 POLL_SECONDS = 0.25
-ACTIVE = ("PENDING", "ENQUEUED", "DELAYED")
+# DBOS's states of what it has not done with.
+UNENDED = ("PENDING", "ENQUEUED", "DELAYED")
 # DBOS's lowest number goes first, ours is the highest.
 _FIRST_PRIORITY, _HIGHEST = 1, 9
 # Starts and dead processes that a job outlives.
@@ -54,6 +54,7 @@ class Runner:
         self._url = url
         self._engine = engine
         self._client: DBOSClient | None = None
+        self._runs = False
         self._active: set[str] = set()
         self._changed = threading.Condition()
 
@@ -65,7 +66,7 @@ class Runner:
             "system_database_url": self._url,
             "application_version": VERSION,
             "executor_id": self._settings.jobs_executor,
-            "serializer": DBOSPortableJSON,
+            "serializer": DBOSPortableJSONSerializer(),
             "log_level": "WARNING",
             # Nothing here waits for messages of DBOS's, and poolers of connections do not pass them on.
             "use_listen_notify": False,
@@ -90,18 +91,24 @@ class Runner:
             on_conflict="always_update",
         )
         self._client = client_for(self._engine)
+        self._runs = True
 
     def wait(self, seconds: float) -> bool:
         """Wait until no job is in hand any more; return whether that is so."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._active, seconds)
 
+    def rest(self) -> None:
+        """Run nothing any more; what is known of the jobs can still be looked at and changed."""
+        self._runs = False
+        DBOS.destroy(destroy_registry=True)
+
     def stop(self) -> None:
         """End DBOS in this process; what ran is taken up at the next start."""
         if self._client is not None:
             self._client.destroy()
             self._client = None
-        DBOS.destroy(destroy_registry=True)
+        self.rest()
 
     @property
     def client(self) -> DBOSClient:
@@ -132,7 +139,9 @@ class Runner:
         self.client.delete_workflows(list(jobs))
 
     def strays(self) -> list[str]:
-        """Return the jobs that this replica should be running and is not."""
+        """Return the jobs that this replica should be running and is not; none where it shall run nothing."""
+        if not self._runs:
+            return []
         found = self._workflows(status="PENDING", executor_id=self._settings.jobs_executor)
         with self._changed:
             return [each.workflow_id for each in found if each.workflow_id not in self._active]
@@ -153,7 +162,7 @@ class Runner:
 
     def unended(self, limit: int) -> list[str]:
         """Return jobs that DBOS has not done with."""
-        found = self._workflows(status=list(ACTIVE), limit=limit)
+        found = self._workflows(status=list(UNENDED), limit=limit)
         return [each.workflow_id for each in found]
 
     def _workflows(self, **asked: Any) -> list[WorkflowStatus]:
@@ -185,7 +194,7 @@ def client_for(engine: Engine) -> DBOSClient:
     _quiet()
     return DBOSClient(
         system_database_engine=engine,
-        serializer=DBOSPortableJSON,
+        serializer=DBOSPortableJSONSerializer(),
         application_name=APPLICATION,
         # Who asks is told, instead of waiting for ever.
         retry_connection_errors=False,

@@ -12,20 +12,22 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
 
 from whybox_proto.errors import ContractError
-from whybox_proto.v1 import explainer_pb2, types_pb2, worker_pb2
+from whybox_proto.states import State
+from whybox_proto.v1 import explainer_pb2, worker_pb2
 from whybox_service import logs
 from whybox_service.asking import Asked, Asking
 from whybox_service.backend import WorkerLostError
 from whybox_service.calls import Call, Deadline
 from whybox_service.jobs.artifacts import Artifacts
-from whybox_service.jobs.store import Record, State, Store, name_of
+from whybox_service.jobs.store import Record, Store, name_of
+from whybox_service.jobs.turns import Turns
 from whybox_service.metrics import Metrics
 from whybox_service.settings import Settings
 
@@ -33,12 +35,13 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
-# Workers that one step may lose while they have it; then it is the step that kills them.
+# Workers that one step may kill while they have it; then it is given up.
 LOST_LIMIT = 5
-# A model that is not there may be on its way, while TorchServe starts.
+# A model, or a version of it, that is not there may be on its way, while TorchServe starts.
 UNKNOWN_MODEL_SECONDS = 120.0
-# A job may begin on a busy worker and end with it; TorchServe ends what takes longer.
-CALL_SECONDS = 110.0
+# What a call may take beyond the step: the wait for a busy worker, an iteration that outlasts the step, the
+# way. A worker that hangs is found out soon after, so it is no longer than other requests have.
+ALLOWANCE_SECONDS = 30.0
 
 T = TypeVar("T")
 
@@ -89,10 +92,12 @@ class Steps:
         self._asking = asking
         self._metrics = metrics
         self._loop = loop
+        self._turns = Turns(asking.ready_workers)
         self._step_seconds = settings.jobs_step_seconds
+        self._call_seconds = self._step_seconds + ALLOWANCE_SECONDS
         self._patience = settings.jobs_patience_seconds
         self._stopping = threading.Event()
-        self._calls: set[concurrent.futures.Future[Asked]] = set()
+        self._calls: set[concurrent.futures.Future[Asked | None]] = set()
 
     def stop(self) -> None:
         """Let no further step begin; those that run may end."""
@@ -131,7 +136,7 @@ class Steps:
         with logs.context(inversion=name):
             state: State = outcome["state"]
             if state == "succeeded":
-                last = self._artifacts.step(job, step) if self._runs(job) else worker_pb2.Advance()
+                last = self._artifacts.told(job, step) if self._runs(job) else worker_pb2.Advance()
                 ended = self._persist(lambda: self._store.end(job, state, result=last.result))
             elif state == "failed":
                 error = explainer_pb2.Error(**(outcome["error"] or {}))
@@ -149,28 +154,28 @@ class Steps:
 
     def _advance(self, job: str, step: int) -> Outcome:
         self._check_stopping()
-        record = self._persist(lambda: self._store.begin(job))
+        record, begun = self._persist(lambda: self._store.begin(job))
         if record is None:
             return Outcome("gone")
-        if step == 1 and record.step == 0 and record.started is not None:
+        self._metrics.inversion_goes_on(record.model)
+        if begun and record.started is not None:
             self._metrics.inversion_begun(record.model, max(0.0, (record.started - record.created) / 1e6))
             log.info("%s begins", record.name)
         try:
-            advance = self._artifacts.step(job, step)
+            told = self._artifacts.told(job, step)
         except FileNotFoundError:
-            before = self._artifacts.state(job, step - 1) if step > 1 else b""
-            advance = self._answer(record, step, before)
-            if not self._persist(lambda: self._store.runs(job)):
+            advance = self._answer(record, step)
+            if advance is None or not self._runs(job):
                 return Outcome("gone")
             self._artifacts.keep_step(job, step, advance)
             # Another replica may have kept this step before, when it was taken for dead; that one counts.
-            advance = self._artifacts.step(job, step)
-        told = advance.progress.SerializeToString()
-        if not self._persist(lambda: self._store.advanced(job, step, told)):
+            told = self._artifacts.told(job, step)
+        progress = told.progress.SerializeToString()
+        if not self._persist(lambda: self._store.advanced(job, step, progress)):
             self._clear(job)
             return Outcome("gone")
         self._artifacts.drop_step(job, step - 2)
-        return Outcome("succeeded" if advance.HasField("result") else "running")
+        return Outcome("succeeded" if told.HasField("result") else "running")
 
     def _clear(self, job: str) -> None:
         """Delete what a step kept of a job that was cancelled or deleted meanwhile."""
@@ -180,23 +185,27 @@ class Steps:
         else:
             self._artifacts.settle(job, record.step)
 
-    def _answer(self, record: Record, step: int, state: bytes) -> worker_pb2.Advance:
-        """Have a worker do a step; wait for one as long as it takes, within the patience for it."""
-        request = worker_pb2.AdvanceRequest(state=state, seconds=self._step_seconds)
-        request.inversion.ParseFromString(record.request or b"")
-        if step == 1 and record.has_start:
-            request.inversion.image = self._artifacts.start(record.id)
-        question = worker_pb2.WorkerRequest(advance=request)
+    def _answer(self, record: Record, step: int) -> worker_pb2.Advance | None:
+        """Have a worker do a step; wait for one as long as it takes, within the patience for it.
+
+        Returns:
+            What the worker answered; None where the job has ended meanwhile, or is no more.
+        """
         began = time.monotonic()
         pause, lost, told = FIRST_PAUSE_SECONDS, 0, ""
         while True:
-            asked_at = time.monotonic()
             try:
-                asked = self._wait_for(self._ask(record.model, question, f"{record.id}-{step}"))
+                asked = self._wait_for(self._ask(record, step))
             except ContractError as error:
-                lost += isinstance(error, WorkerLostError)
+                lost += isinstance(error, WorkerLostError) and error.died
                 waited = time.monotonic() - began
-                if not self._may_pass(error, waited) or lost >= LOST_LIMIT:
+                if lost >= LOST_LIMIT:
+                    raise ContractError(
+                        error.type, f"{lost} workers ended while they had step {step}: {error.message}"
+                    ) from error
+                if not self._may_pass(error, waited):
+                    if error.type == "unknown_model" and error.field == "model_version":
+                        raise _gone(record, error) from error
                     raise
                 if waited > self._patience:
                     raise ContractError(
@@ -206,25 +215,51 @@ class Steps:
                     told = error.message
                     log.warning("step %d of %s waits: %s", step, record.name, told)
             else:
-                self._count(record, step, asked, time.monotonic() - asked_at)
+                if asked is None:
+                    return None
+                self._count(record, step, asked, time.monotonic() - began)
                 return asked.reply.advance
             if self._stopping.wait(pause * random.uniform(0.8, 1.2)):
                 raise StoppingError
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-            if not self._persist(lambda: self._store.runs(record.id)):
-                return worker_pb2.Advance()
+            if not self._runs(record.id):
+                return None
 
     def _may_pass(self, error: ContractError, waited: float) -> bool:
         return error.row.retryable or (error.type == "unknown_model" and waited < UNKNOWN_MODEL_SECONDS)
 
-    async def _ask(self, model: str, question: worker_pb2.WorkerRequest, request_id: str) -> Asked:
-        call = Call(request_id, Deadline.after(CALL_SECONDS))
-        described: types_pb2.Model = await self._asking.description(model, "", call)
-        return await self._asking.ask(described, question, call, admitted=True)
+    async def _ask(self, record: Record, step: int) -> Asked | None:
+        """Ask a worker once, when it is the step's turn; None where the job has ended meanwhile.
 
-    def _wait_for(self, asking: Any) -> Asked:
+        The state is read when the turn has come: steps that wait hold none in memory.
+        """
+        name = f"{record.id}-{step}"
+        described = await self._asking.description(
+            record.model, record.model_version or "", Call(name, Deadline.after(self._call_seconds))
+        )
+        async with self._turns.turn(described, Deadline.after(self._patience)):
+            self._check_stopping()
+            if not await asyncio.to_thread(self._runs, record.id):
+                return None
+            question = await asyncio.to_thread(self._question, record, step)
+            call = Call(name, Deadline.after(self._call_seconds))
+            return await self._asking.ask(described, question, call, admitted=True, again=False)
+
+    def _question(self, record: Record, step: int) -> worker_pb2.WorkerRequest:
+        """Make what a worker is asked, in place: a state has tens of megabytes, and each copy counts."""
+        question = worker_pb2.WorkerRequest()
+        request = question.advance
+        request.seconds = self._step_seconds
+        request.inversion.ParseFromString(record.request or b"")
+        if step > 1:
+            request.state = self._artifacts.state(record.id, step - 1)
+        elif record.has_start:
+            request.inversion.image = self._artifacts.start(record.id)
+        return question
+
+    def _wait_for(self, asking: Coroutine[Any, Any, Asked | None]) -> Asked | None:
         self._check_stopping(asking)
-        call: concurrent.futures.Future[Asked] = asyncio.run_coroutine_threadsafe(asking, self._loop)
+        call = asyncio.run_coroutine_threadsafe(asking, self._loop)
         self._calls.add(call)
         try:
             return call.result()
@@ -241,7 +276,7 @@ class Steps:
     def _runs(self, job: str) -> bool:
         return self._persist(lambda: self._store.runs(job))
 
-    def _check_stopping(self, asking: Any = None) -> None:
+    def _check_stopping(self, asking: Coroutine[Any, Any, Any] | None = None) -> None:
         if self._stopping.is_set():
             if asking is not None:
                 asking.close()
@@ -264,6 +299,17 @@ class Steps:
 
 def _is_full(error: BaseException) -> bool:
     return "disk is full" in str(error)
+
+
+def _gone(record: Record, error: ContractError) -> ContractError:
+    """Say of a version that is not there any more what it means for the job."""
+    return ContractError(
+        error.type,
+        f"version {record.model_version} of {record.model}, with which the inversion began, is gone",
+        field=error.field,
+        expected=error.expected,
+        got=record.model_version or "",
+    )
 
 
 def _failed(error: ContractError) -> dict[str, Any]:

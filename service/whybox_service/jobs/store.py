@@ -9,18 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from whybox_proto.errors import ContractError
+from whybox_proto.states import ACTIVE, ENDED, State
 from whybox_proto.v1 import explainer_pb2
-
-State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-
-ACTIVE: tuple[State, ...] = ("queued", "running")
-ENDED: tuple[State, ...] = ("succeeded", "failed", "cancelled")
-STATES: tuple[State, ...] = (*ACTIVE, *ENDED)
 
 QUEUE_FULL_RETRY_SECONDS = 30.0
 
@@ -33,6 +28,9 @@ _JOBS = sa.Table(
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("priority", sa.Integer, nullable=False),
+    # When the job was made; its steps ask for this one. None: it was not noted then.
+    sa.Column("model_version", sa.Text),
+    # With the name of its API key and a colon before it, so that callers do not meet each other's.
     sa.Column("idempotency_key", sa.Text, unique=True),
     # SHA-256 of the request, its picture included.
     sa.Column("digest", sa.LargeBinary, nullable=False),
@@ -60,7 +58,7 @@ _BRIEF = (
     *(_C.id, _C.state, _C.model, _C.priority, _C.brief, _C.created, _C.updated, _C.started, _C.ended),
     *(_C.revision, _C.step, _C.progress, _C.match, _C.error),
 )
-_WHOLE = (*_BRIEF, _C.request, _C.result, _C.digest, _C.has_start)
+_WHOLE = (*_BRIEF, _C.request, _C.result, _C.digest, _C.has_start, _C.model_version)
 
 
 class Record(NamedTuple):
@@ -74,6 +72,7 @@ class Record(NamedTuple):
         brief: the request without what is long.
         request, digest: None in a list.
         has_start: whether there is a picture to start from; None in a list.
+        model_version: the model's version when the job was made; None in a list, and where it was not noted.
     """
 
     id: str
@@ -94,6 +93,7 @@ class Record(NamedTuple):
     result: bytes | None = None
     digest: bytes | None = None
     has_start: bool | None = None
+    model_version: str | None = None
 
     @property
     def name(self) -> str:
@@ -134,13 +134,17 @@ class New:
         id: the part of the name after the slash.
         request: without its picture.
         digest: SHA-256 of the request, its picture included.
+        model_version: that the job shall be done with.
+        caller: name of the API key that it was asked with; its idempotency key is known to that one alone.
         has_start: whether there is a picture to start from, kept beside the table.
     """
 
     id: str
     request: explainer_pb2.CreateInversionRequest
     digest: bytes
-    has_start: bool
+    model_version: str
+    caller: str = ""
+    has_start: bool = False
 
     def brief(self) -> explainer_pb2.CreateInversionRequest:
         """The request without what may be long."""
@@ -168,8 +172,14 @@ class Store:
 
     @staticmethod
     def prepare(engine: sa.Engine) -> None:
-        """Make the table where it is not there."""
+        """Make the table where it is not there, and what an older one lacks: columns that may be empty."""
         _METADATA.create_all(engine)
+        with engine.begin() as connection:
+            there = {column["name"] for column in sa.inspect(connection).get_columns(_JOBS.name)}
+            for column in _JOBS.columns:
+                if column.name not in there:
+                    kind = column.type.compile(engine.dialect)
+                    connection.execute(sa.text(f"ALTER TABLE {_JOBS.name} ADD COLUMN {column.name} {kind}"))
 
     def create(self, new: New, max_queued: int) -> Record:
         """Add a job and hand it to DBOS, both or neither.
@@ -197,7 +207,8 @@ class Store:
                         state="queued",
                         model=asked.model,
                         priority=asked.priority,
-                        idempotency_key=asked.idempotency_key or None,
+                        model_version=new.model_version,
+                        idempotency_key=_scoped(new.caller, asked.idempotency_key),
                         digest=new.digest,
                         request=asked.SerializeToString(),
                         brief=new.brief().SerializeToString(),
@@ -211,14 +222,15 @@ class Store:
                 self._enqueue(connection, new.id, asked.priority)
                 return _one(connection, new.id) or _lost(new.id)
         except sa.exc.IntegrityError as error:
-            if asked.idempotency_key and self.by_key(asked.idempotency_key) is not None:
+            if asked.idempotency_key and self.by_key(new.caller, asked.idempotency_key) is not None:
                 raise KeyTakenError from error
             raise
 
-    def by_key(self, key: str) -> Record | None:
-        """Return the job that an idempotency key belongs to."""
+    def by_key(self, caller: str, key: str) -> Record | None:
+        """Return the job that an idempotency key of a caller belongs to."""
+        query = sa.select(*_WHOLE).where(_C.idempotency_key == _scoped(caller, key))
         with self._engine.connect() as connection:
-            row = connection.execute(sa.select(*_WHOLE).where(_C.idempotency_key == key)).one_or_none()
+            row = connection.execute(query).one_or_none()
         return None if row is None else _record(row)
 
     def get(self, job: str) -> Record | None:
@@ -242,17 +254,21 @@ class Store:
         with self._engine.connect() as connection:
             return [_record(row) for row in connection.execute(query)]
 
-    def begin(self, job: str) -> Record | None:
-        """Say that a job runs, unless that is known; None where it has ended or is no more."""
+    def begin(self, job: str) -> tuple[Record | None, bool]:
+        """Say that a job runs, unless that is known.
+
+        Returns:
+            The job, None where it has ended or is no more; and whether it was queued till now.
+        """
         now = microseconds()
         with self._engine.begin() as connection:
-            connection.execute(
+            begun = connection.execute(
                 sa.update(_JOBS)
                 .where(_C.id == job, _C.state == "queued")
                 .values(state="running", started=now, updated=now, revision=_C.revision + 1)
             )
             record = _one(connection, job)
-        return record if record is not None and record.state == "running" else None
+        return record if record is not None and record.state == "running" else None, begun.rowcount > 0
 
     def advanced(self, job: str, step: int, progress: bytes) -> bool:
         """Say how far a job has come; False where it has ended or is no more."""
@@ -333,6 +349,12 @@ class Store:
                 found += connection.execute(newest.offset(keep).limit(limit)).scalars()
         return list(dict.fromkeys(found))[:limit]
 
+    def ended_since(self, moment: int) -> dict[str, int]:
+        """Return the jobs that have ended since a moment, each with its last step."""
+        query = sa.select(_C.id, _C.step).where(_C.state.in_(ENDED), _C.ended >= moment)
+        with self._engine.connect() as connection:
+            return {row.id: row.step for row in connection.execute(query)}
+
     def ended_before(self, moment: int, jobs: Sequence[str]) -> list[str]:
         """Return those of the jobs that ended before a moment, or are no more."""
         query = sa.select(_C.id).where(_C.id.in_(jobs), sa.or_(_C.ended.is_(None), _C.ended >= moment))
@@ -349,6 +371,11 @@ def name_of(job: str) -> str:
 def microseconds() -> int:
     """Return the time, in microseconds since the epoch."""
     return time.time_ns() // 1000
+
+
+def _scoped(caller: str, key: str) -> str | None:
+    """Return what a caller's idempotency key is kept as; no name of an API key has a colon."""
+    return f"{caller}:{key}" if key else None
 
 
 def _one(connection: sa.Connection, job: str) -> Record | None:

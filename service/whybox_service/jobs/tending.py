@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Iterator, Sequence
 
+from whybox_proto.states import ACTIVE
 from whybox_proto.v1 import explainer_pb2
 from whybox_service.jobs.artifacts import Artifacts
-from whybox_service.jobs.runner import ACTIVE, Runner
+from whybox_service.jobs.runner import UNENDED, Runner
 from whybox_service.jobs.store import Store, microseconds, name_of
 from whybox_service.metrics import Metrics
 from whybox_service.settings import Settings
@@ -21,6 +23,8 @@ BATCH = 500
 FORGET_STEPS_SECONDS = 3600.0
 # Files without a row may belong to a job that is just being made.
 ORPHAN_SECONDS = 3600.0
+# A step that was under way when its job was cancelled may write so long after the end.
+LATE_SECONDS = 3600.0
 _DAY_US = 86_400 * 1_000_000
 _STAMP_DIGITS = 12
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -39,18 +43,20 @@ class Tending:
         self._days = settings.jobs_keep_days
         self._keep = settings.jobs_keep_count
         self._suspects: set[str] = set()
+        self._tidied = 0
 
     def mend(self) -> None:
         """See that DBOS and the table of jobs agree on what has ended, and that what runs is being run."""
-        for job in self._runner.unended(2 * BATCH):
-            state = self._store.states([job]).get(job)
-            if state is None or state[0] not in ("queued", "running"):
-                self._runner.cancel(job)
-        active = self._store.active()
-        known = self._runner.statuses(active) if active else {}
-        for job in active:
-            if (status := known.get(job, "no such job")) not in ACTIVE:
-                self._fail(job, status)
+        for jobs in _batches(self._runner.unended(2 * BATCH)):
+            states = self._store.states(jobs)
+            for job in jobs:
+                if job not in states or states[job][0] not in ACTIVE:
+                    self._runner.cancel(job)
+        for jobs in _batches(self._store.active()):
+            known = self._runner.statuses(jobs)
+            for job in jobs:
+                if (status := known.get(job, "no such job")) not in UNENDED:
+                    self._fail(job, status)
         strays = set(self._runner.strays())
         if again := sorted(strays & self._suspects):
             log.warning("taking up again: %s", ", ".join(map(name_of, again)))
@@ -71,22 +77,25 @@ class Tending:
         done = self._store.ended_before(now - round(FORGET_STEPS_SECONDS * 1e6), known) if known else []
         if done:
             self._runner.forget(done)
-        self._tidy()
+        self._tidy(now)
 
-    def _tidy(self) -> None:
-        """Delete files of jobs that are no more, and more than the picture of those that have ended."""
-        jobs = self._artifacts.jobs()
-        for start in range(0, len(jobs), BATCH):
-            batch = jobs[start : start + BATCH]
-            states = self._store.states(batch)
-            for job in batch:
-                if job not in states:
-                    if _age(job) > ORPHAN_SECONDS:
-                        self._artifacts.remove(job)
-                    continue
-                state, step = states[job]
-                if state not in ("queued", "running") and self._artifacts.unsettled(job):
-                    self._artifacts.settle(job, step)
+    def _tidy(self, now: int) -> None:
+        """Delete files of jobs that are no more, and more than the picture of those that have ended.
+
+        Of all jobs that have ended, the files are looked through once, at the first time; after that of those
+        which have ended since: thousands are kept, and behind a URL each look costs.
+        """
+        there = self._artifacts.jobs()
+        for jobs in _batches(there):
+            states = self._store.states(jobs)
+            for job in jobs:
+                if job not in states and _age(job) > ORPHAN_SECONDS:
+                    self._artifacts.remove(job)
+        ended = self._store.ended_since(self._tidied)
+        for job in there:
+            if job in ended and self._artifacts.unsettled(job):
+                self._artifacts.settle(job, ended[job])
+        self._tidied = now - round(LATE_SECONDS * 1e6)
 
     def _fail(self, job: str, status: str) -> None:
         error = explainer_pb2.Error(type="internal", message=f"the job's workflow has ended: {status}")
@@ -95,6 +104,10 @@ class Tending:
             log.error("%s has failed: its workflow is %s", name_of(job), status)
             self._metrics.inversion_ended(record.model, "failed")
             self._artifacts.settle(job, record.step)
+
+
+def _batches(jobs: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (jobs[start : start + BATCH] for start in range(0, len(jobs), BATCH))
 
 
 def _age(job: str) -> float:

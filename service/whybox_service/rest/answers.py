@@ -69,6 +69,11 @@ class Answers:
                 if observe:
                     observation.model = messages.model_of(message)
                 async with while_client_waits(request):
+                    if address.kind == media.EVENT_STREAM and request.method == "HEAD":
+                        await self._operations.inversions.get(
+                            explainer_pb2.GetInversionRequest(name=message.name), call
+                        )
+                        return Response(media_type=media.EVENT_STREAM)
                     if address.kind == media.EVENT_STREAM:
                         return await self._watch(address, message, call, request)
                     if address.kind == media.PNG:
