@@ -100,7 +100,7 @@ def fill(url: str, count: int) -> None:
     )
     for i in range(count):
         job = f"{i:032x}"
-        store.create(New(job, request, b"digest"), count)
+        store.create(New(job, request, b"digest", "1.0"), count)
         store.begin(job)
         store.advanced(job, 1, progress.SerializeToString())
         store.end(job, "succeeded", result=result)

@@ -1,8 +1,9 @@
 """Renders kustomizations as far as ours go, since the tests have no kustomize.
 
 What it knows: resources, namespace, labels without selectors, images, generated ConfigMaps (made, or merged
-into), and JSON patches with a target. Anything else is an error. Unlike kustomize it adds no hash to the
-names of ConfigMaps; with one, a change of a ConfigMap makes new pods.
+into), and patches with a target: JSON patches, which change a kind only where an option lets them, and patches
+that delete. Anything else is an error. Unlike kustomize it adds no hash to the names of ConfigMaps; with one, a
+change of a ConfigMap makes new pods.
 """
 
 from __future__ import annotations
@@ -81,11 +82,22 @@ def _generate(generator: Object, objects: list[Object]) -> None:
 
 
 def _patch(patch: Object, objects: list[Object]) -> None:
-    if set(patch) != {"target", "patch"} or set(patch["target"]) != {"kind", "name"}:
-        raise ValueError("a patch has a target, of kind and name, and operations")
+    options = patch.get("options", {})
+    if not {"target", "patch"} <= set(patch) <= {"target", "patch", "options"}:
+        raise ValueError("a patch has a target and operations")
+    if set(patch["target"]) != {"kind", "name"} or set(options) - {"allowKindChange"}:
+        raise ValueError("a patch's target has a kind and a name; it may be allowed to change the kind")
     one = _find(objects, patch["target"]["kind"], patch["target"]["name"])
-    operations = jsonpatch.JsonPatch(yaml.safe_load(patch["patch"]))
-    changed = operations.apply(copy.deepcopy(one))
+    asked = yaml.safe_load(patch["patch"])
+    if isinstance(asked, dict):
+        same = {"$patch": "delete", **{key: one[key] for key in ("apiVersion", "kind")}}
+        if asked != {**same, "metadata": {"name": one["metadata"]["name"]}}:
+            raise ValueError("a patch that is no list of operations deletes its target")
+        objects.remove(one)
+        return
+    changed = jsonpatch.JsonPatch(asked).apply(copy.deepcopy(one))
+    if changed["kind"] != one["kind"] and not options.get("allowKindChange"):
+        raise ValueError(f"a patch changes the kind of {one['metadata']['name']}")
     one.clear()
     one.update(changed)
 

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "compose.yaml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-OURS = ("gateway", "torchserve")
+OURS = ("gateway", "gateway-2", "torchserve")
+REPLICAS = ("gateway", "gateway-2")
 FILE = dockerfile.read(ROOT / "Dockerfile")
 
 
@@ -95,7 +96,7 @@ class TestReferences:
         for name, service in SERVICES.items():
             image, _, tag = service["image"].partition(":")
             if name in OURS:
-                assert (image, tag) == (f"whybox-{name}", version)
+                assert (image, tag) == (f"whybox-{service['build']['target']}", version)
                 assert service["build"]["target"] in FILE.stages
             else:
                 assert re.match(r"v?\d+\.\d+(\.\d+)?", tag), f"{image} has no pinned tag"
@@ -134,16 +135,38 @@ class TestConfinement:
         assert "ports" not in torchserve
         (network,) = torchserve["networks"]
         assert COMPOSE["networks"][network] == {"internal": True}
-        assert {n for n, s in SERVICES.items() if network in s["networks"]} == {
-            "torchserve",
-            "gateway",
-            "prometheus",
-        }
+        assert {n for n, s in SERVICES.items() if network in s["networks"]} == {*OURS, "prometheus"}
 
-    def test_there_are_keys(self) -> None:
-        environment = SERVICES["gateway"]["environment"]
+    @pytest.mark.parametrize("name", REPLICAS)
+    def test_there_are_keys(self, name: str) -> None:
+        environment = SERVICES[name]["environment"]
         assert "WHYBOX_API_KEYS_FILE" in environment
         assert "WHYBOX_ALLOW_ANONYMOUS" not in environment
+
+
+class TestReplicas:
+    """The second gateway is the first one under another name."""
+
+    def test_they_differ_in_what_they_must(self) -> None:
+        first, second = (SERVICES[name] for name in REPLICAS)
+        assert first["environment"] | {"WHYBOX_JOBS_EXECUTOR": "gateway-2"} == second["environment"]
+        assert second["environment"]["WHYBOX_JOBS_EXECUTOR"] != Settings.model_fields["jobs_executor"].default
+        different = {key for key in {*first, *second} if first.get(key) != second.get(key)}
+        assert different == {"environment", "networks", "ports", "profiles"}
+        assert not set(first["ports"]) & set(second["ports"])
+        assert set(first["networks"]) == set(second["networks"])
+
+    def test_prometheus_finds_both_under_one_name(self) -> None:
+        (found,) = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"][
+            0
+        ]["dns_sd_configs"]
+        shared = set(SERVICES["prometheus"]["networks"]) & set(SERVICES["gateway-2"]["networks"])
+        assert shared
+        for network in shared:
+            assert SERVICES["gateway-2"]["networks"][network]["aliases"] == found["names"]
+
+    def test_postgres_comes_with_them(self) -> None:
+        assert set(SERVICES["gateway-2"]["profiles"]) <= set(SERVICES["postgres"]["profiles"])
 
 
 class TestWhatItSaysOfWhybox:

@@ -16,6 +16,8 @@ import dockerfile
 import kustomize
 from kustomize import Object
 from whybox_service import workers
+from whybox_service.jobs.artifacts import place_of
+from whybox_service.jobs.database import url_of
 from whybox_service.keys import read_text
 from whybox_service.metrics import Metrics
 from whybox_service.rest import openapi
@@ -23,7 +25,8 @@ from whybox_service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 MANIFESTS = ROOT / "deploy" / "kubernetes"
-KINDS = ("base", "overlays/gpu", "overlays/production")
+KINDS = ("base", "overlays/gpu", "overlays/jobs", "overlays/production")
+JOBS = MANIFESTS / "overlays/jobs"
 # The oldest release that docs/deploy.md names, and the newest that the package knows.
 VERSIONS = ("1.30", kubernetes_validate.latest_version())
 GATEWAY = {"app.kubernetes.io/name": "whybox-gateway"}
@@ -37,8 +40,22 @@ def objects(request: pytest.FixtureRequest) -> list[Object]:
     return kustomize.render(MANIFESTS / request.param)
 
 
+def examples() -> list[Object]:
+    """The Secrets that must be there."""
+    return [
+        *kustomize.load(MANIFESTS / "secret.example.yaml"),
+        *kustomize.load(JOBS / "secret.example.yaml"),
+    ]
+
+
 def one(objects: list[Object], kind: str, name: str) -> Object:
     (found,) = [o for o in objects if (o["kind"], o["metadata"]["name"]) == (kind, name)]
+    return found
+
+
+def gateway(objects: list[Object]) -> Object:
+    """What makes the gateways' pods, of whatever kind it is."""
+    (found,) = [o for o in pods(objects) if o["metadata"]["name"] == "whybox-gateway"]
     return found
 
 
@@ -57,14 +74,14 @@ class TestSchemas:
 
     @pytest.mark.parametrize("version", VERSIONS)
     def test_every_object_is_valid(self, objects: list[Object], version: str) -> None:
-        for o in [*objects, *kustomize.load(MANIFESTS / "secret.example.yaml")]:
+        for o in [*objects, *examples()]:
             kubernetes_validate.validate(o, version, strict=True)
 
     def test_a_slip_is_found(self) -> None:
-        gateway = one(kustomize.render(MANIFESTS / "base"), "Deployment", "whybox-gateway")
-        gateway["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = {}
+        made = one(kustomize.render(MANIFESTS / "base"), "Deployment", "whybox-gateway")
+        made["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = {}
         with pytest.raises(kubernetes_validate.ValidationError):
-            kubernetes_validate.validate(gateway, VERSIONS[0], strict=True)
+            kubernetes_validate.validate(made, VERSIONS[0], strict=True)
 
     def test_every_file_is_used(self) -> None:
         named = {
@@ -80,6 +97,15 @@ class TestSchemas:
         overlay = {"resources": ["base"], "patches": [{"target": target, "patch": patch}]}
         (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
         with pytest.raises(jsonpatch.JsonPointerException):
+            kustomize.render(tmp_path)
+
+    def test_a_kind_that_changes_without_leave_is_found(self, tmp_path: Path) -> None:
+        (tmp_path / "base").symlink_to(MANIFESTS / "base")
+        patch = "- {op: replace, path: /kind, value: StatefulSet}"
+        target = {"kind": "Deployment", "name": "whybox-gateway"}
+        overlay = {"resources": ["base"], "patches": [{"target": target, "patch": patch}]}
+        (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+        with pytest.raises(ValueError, match="changes the kind"):
             kustomize.render(tmp_path)
 
 
@@ -131,8 +157,10 @@ class TestReferences:
     def test_configuration_is_there(self, objects: list[Object]) -> None:
         maps = {o["metadata"]["name"] for o in objects if o["kind"] == "ConfigMap"}
         accounts = {o["metadata"]["name"] for o in objects if o["kind"] == "ServiceAccount"}
-        example = kustomize.load(MANIFESTS / "secret.example.yaml")[0]
-        secrets = {example["metadata"]["name"]: set(example["stringData"]), "whybox-tls": set()}
+        secrets = {one["metadata"]["name"]: set(one["stringData"]) for one in examples()} | {
+            "whybox-tls": set()
+        }
+        claims = {o["metadata"]["name"] for o in objects if o["kind"] == "PersistentVolumeClaim"}
         used = set()
         for o in pods(objects):
             spec = o["spec"]["template"]["spec"]
@@ -142,6 +170,12 @@ class TestReferences:
             for container in spec["containers"]:
                 assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
             assert {v["secret"]["secretName"] for v in volumes.values() if "secret" in v} <= set(secrets)
+            claimed = [v["persistentVolumeClaim"] for v in volumes.values() if "persistentVolumeClaim" in v]
+            assert {claim["claimName"] for claim in claimed} <= claims
+            for container in spec["containers"]:
+                for variable in container.get("env", []):
+                    if reference := variable["valueFrom"].get("secretKeyRef"):
+                        assert reference["key"] in secrets[reference["name"]]
         assert used == maps
 
     def test_the_headless_service_is_the_stateful_sets_own(self, objects: list[Object]) -> None:
@@ -151,7 +185,9 @@ class TestReferences:
         assert service["spec"]["publishNotReadyAddresses"]
         assert stateful["spec"]["replicas"] == 1
 
-    def test_the_autoscaler_scales_the_gateway(self, objects: list[Object]) -> None:
+    @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "overlays/jobs"])
+    def test_the_autoscaler_scales_the_gateway(self, kind: str) -> None:
+        objects = kustomize.render(MANIFESTS / kind)
         scaler = one(objects, "HorizontalPodAutoscaler", "whybox-gateway")["spec"]
         target = scaler["scaleTargetRef"]
         scaled = one(objects, target["kind"], target["name"])
@@ -178,6 +214,9 @@ class TestWhatItSaysOfWhybox:
         names = {f"WHYBOX_{name}".upper() for name in Settings.model_fields}
         for o in (o for o in objects if o["kind"] == "ConfigMap"):
             assert {name for name in o["data"] if name.startswith("WHYBOX_")} <= names
+        for o in pods(objects):
+            for c in kustomize.containers(o):
+                assert {variable["name"] for variable in c.get("env", [])} <= names
         for name, value in data.items():
             monkeypatch.setenv(name, value)
         settings = Settings()
@@ -186,7 +225,7 @@ class TestWhatItSaysOfWhybox:
         name = service["metadata"]["name"]
         assert settings.inference_url == f"http://{name}:{ports['inference']}"
         assert settings.management_url == f"http://{name}:{ports['management']}"
-        (container,) = kustomize.containers(one(objects, "Deployment", "whybox-gateway"))
+        (container,) = kustomize.containers(gateway(objects))
         mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
         for path in (settings.api_keys_file, settings.tls_certificate, settings.tls_key):
             assert path is None or str(path.parent) in mounts
@@ -196,7 +235,7 @@ class TestWhatItSaysOfWhybox:
         assert read_text(example[settings.api_keys_file.name].strip(), "the example")
 
     def test_pods_have_time_to_stop(self, objects: list[Object]) -> None:
-        spec = one(objects, "Deployment", "whybox-gateway")["spec"]["template"]["spec"]
+        spec = gateway(objects)["spec"]["template"]["spec"]
         (container,) = spec["containers"]
         pause = float(container["lifecycle"]["preStop"]["exec"]["command"][1])
         needed = pause + Settings.model_fields["shutdown_seconds"].default
@@ -205,12 +244,12 @@ class TestWhatItSaysOfWhybox:
         assert spec["terminationGracePeriodSeconds"] > workers.GRACE_SECONDS + 10
 
     def test_probes_ask_what_answers(self, objects: list[Object]) -> None:
-        (gateway,) = kustomize.containers(one(objects, "Deployment", "whybox-gateway"))
+        (container,) = kustomize.containers(gateway(objects))
         tls = "WHYBOX_TLS_CERTIFICATE" in one(objects, "ConfigMap", "whybox-gateway")["data"]
         for name in ("startupProbe", "readinessProbe", "livenessProbe"):
-            asked = gateway[name]["httpGet"]
+            asked = container[name]["httpGet"]
             assert asked["path"] in openapi.document()["paths"]
-            assert asked["port"] in {port["name"] for port in gateway["ports"]}
+            assert asked["port"] in {port["name"] for port in container["ports"]}
             assert asked.get("scheme", "HTTP") == ("HTTPS" if tls else "HTTP")
         (torchserve,) = kustomize.containers(one(objects, "StatefulSet", "whybox-torchserve"))
         for name in ("startupProbe", "readinessProbe"):
@@ -297,3 +336,51 @@ class TestGpu:
         assert spec["tolerations"][0]["key"] == "nvidia.com/gpu"
         data = one(changed, "ConfigMap", "whybox-torchserve")["data"]
         assert "utility" in data["NVIDIA_DRIVER_CAPABILITIES"]
+
+
+class TestJobs:
+    """Gateways that share inversions keep their names, and reach what they share."""
+
+    @pytest.fixture
+    def shared(self) -> list[Object]:
+        return kustomize.render(JOBS)
+
+    def test_the_gateways_keep_their_names(self, shared: list[Object]) -> None:
+        made = gateway(shared)
+        assert made["kind"] == "StatefulSet"
+        assert one(shared, "Service", made["spec"]["serviceName"])
+        assert made["spec"]["replicas"] >= 2
+        (container,) = kustomize.containers(made)
+        names = {variable["name"]: variable["valueFrom"] for variable in container["env"]}
+        assert names["WHYBOX_JOBS_EXECUTOR"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+        # Nothing takes one away without its jobs being handed over.
+        assert not [o for o in shared if o["kind"] == "HorizontalPodAutoscaler"]
+
+    def test_the_rest_of_the_pod_is_that_of_the_base(self, shared: list[Object]) -> None:
+        base = gateway(kustomize.render(MANIFESTS / "base"))["spec"]["template"]["spec"]
+        spec = gateway(shared)["spec"]["template"]["spec"]
+        (container,), (plain,) = spec["containers"], base["containers"]
+        assert {key for key in container if container[key] != plain.get(key)} == {"env", "volumeMounts"}
+        assert {key for key in spec if spec[key] != base.get(key)} == {"containers", "volumes"}
+
+    def test_artifacts_are_where_the_volume_is(self, shared: list[Object]) -> None:
+        where = one(shared, "ConfigMap", "whybox-gateway")["data"]["WHYBOX_JOBS_ARTIFACTS"]
+        (container,) = kustomize.containers(gateway(shared))
+        (mount,) = [m for m in container["volumeMounts"] if m["name"] == "artifacts"]
+        assert mount["mountPath"] == where
+        claim = one(shared, "PersistentVolumeClaim", "whybox-artifacts")
+        assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+
+    def test_the_gateways_reach_postgres(self, shared: list[Object]) -> None:
+        policy = one(shared, "NetworkPolicy", "whybox-gateway")["spec"]["egress"]
+        assert [rule["ports"] for rule in policy][-1] == [{"protocol": "TCP", "port": 5432}]
+
+    def test_the_settings_are_taken(self, shared: list[Object], monkeypatch: pytest.MonkeyPatch) -> None:
+        (secret,) = kustomize.load(JOBS / "secret.example.yaml")
+        data = one(shared, "ConfigMap", "whybox-gateway")["data"]
+        for name, value in data.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("WHYBOX_JOBS_DATABASE", secret["stringData"]["database"])
+        monkeypatch.setenv("WHYBOX_JOBS_EXECUTOR", "whybox-gateway-0")
+        assert url_of(Settings()).startswith("postgresql://")
+        assert place_of(Settings()) == data["WHYBOX_JOBS_ARTIFACTS"]

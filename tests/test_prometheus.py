@@ -109,6 +109,7 @@ def make_traffic(service: Live, picture: bytes) -> None:
     """Good requests on both transports, and one of each kind of failure that the alerts are about."""
     good = {"model": detector(service), "image": b64(picture), "select": {"max_detections": 2}}
     faulty = {"model": FAULTY}
+    assert ask(service, "CreateInversion", inversion(service)) == "ok"
     for transport in ("rest", "grpc"):
         for rpc in ("Detect", "Explain"):
             assert ask(service, rpc, good, transport) == "ok"
@@ -119,6 +120,15 @@ def make_traffic(service: Live, picture: bytes) -> None:
     slow = {**faulty, "image": b64(b"sleep 0.5")}
     with ThreadPoolExecutor(8) as pool:
         assert "overloaded" in set(pool.map(lambda _: ask(service, "Detect", slow), range(8)))
+
+
+def inversion(service: Live) -> dict[str, Any]:
+    """A short inversion of one object."""
+    headers = {"Authorization": BEARER["tester"]}
+    model = httpx.get(f"{service.rest}/v1/models/{detector(service)}", headers=headers, timeout=60).json()
+    thing = {"label": model["labels"][0], "box": [20, 20, 70, 70]}
+    layout = {"width": 96, "height": 96, "objects": [thing]}
+    return {"model": model["name"], "layout": layout, "params": {"iterations": 4}}
 
 
 def detector(service: Live) -> str:
@@ -180,6 +190,7 @@ def prometheus(service: Live, configuration: Path, picture: bytes) -> Iterator[P
                 'whybox_request_seconds_count{operation="explain", transport="grpc", code="ok"}',
                 'whybox_request_seconds_count{code="deadline_exceeded"}',
                 'sum(whybox_worker_request_seconds_count{operation="explain"}) / 2',
+                'whybox_inversions_ended_total{state="succeeded"}',
             ):
                 until(lambda: max(running.values(count), default=0) >= round_, count)  # noqa: B023
         until(lambda: running.values("model:whybox_late:ratio_rate5m > 0"), "the rules are not recorded")
