@@ -71,6 +71,8 @@ bench: models ## all benchmarks; each prints ratios
 	$(BIN)/python benchmarks/nms.py
 	$(BIN)/python benchmarks/peers.py
 	$(BIN)/python benchmarks/spread.py
+	$(BIN)/python benchmarks/inversion_steps.py
+	$(BIN)/python benchmarks/jobs.py
 	$(BIN)/python benchmarks/gateway.py
 	$(BIN)/python benchmarks/overheads.py
 	$(BIN)/python benchmarks/overload.py

@@ -1,9 +1,9 @@
 """Renders kustomizations as far as ours go, since the tests have no kustomize.
 
 What it knows: resources, namespace, labels without selectors, images, generated ConfigMaps (made, or merged
-into), and patches with a target: JSON patches, which change a kind only where an option lets them, and patches
-that delete. Anything else is an error. Unlike kustomize it adds no hash to the names of ConfigMaps; with one, a
-change of a ConfigMap makes new pods.
+into), and patches with a target: JSON patches, which change a kind only where an option lets them, and ones
+that delete. Anything else is an error. Unlike kustomize it adds no hash to the names of ConfigMaps; with one,
+a change of a ConfigMap makes new pods.
 """
 
 from __future__ import annotations

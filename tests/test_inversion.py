@@ -666,6 +666,15 @@ def test_a_worker_advances_step_by_step_to_a_result(engine: Engine) -> None:
     assert at_once.picture == answer.picture
 
 
+def test_a_step_tells_where_its_time_goes(engine: Engine) -> None:
+    told: dict[str, float] = {}
+    requests = [worker_pb2.WorkerRequest(advance=_request())]
+    engine.answer(requests, watch=lambda _, stage, seconds: told.update({stage: seconds}))
+    assert list(told) == ["decode", "load", "iterate", "detect", "encode"]
+    assert all(seconds >= 0 for seconds in told.values())
+    assert told["iterate"] > 0
+
+
 def test_a_worker_starts_from_a_given_picture(engine: Engine) -> None:
     request = _request()
     request.inversion.image = encoded(random_image(HEIGHT, WIDTH))

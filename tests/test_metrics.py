@@ -26,6 +26,7 @@ from whybox_service.metrics import Metrics
 TORCHSERVE_READS = re.compile(
     r"\s*([\w\s]+)\.([\w\s]+):([0-9\-,.e]+)\|#([^|]*)(\|#type:([^|,]+))?\|#hostname:([^,]+),([^,]+)(,(.*))?"
 )
+STAGES = {"decode": 1.5e-07, "forward": 0.25, "made-up": 1.0}
 
 
 def samples(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
@@ -212,14 +213,7 @@ class TestInAWorker:
         return SimpleNamespace(metrics=cache)
 
     def reply(self) -> worker_pb2.WorkerReply:
-        answer = explainer_pb2.DetectResponse(
-            detections=[types_pb2.Detection()] * 3,
-            stages=[
-                types_pb2.Stage(name="decode", seconds=1.5e-07),
-                types_pb2.Stage(name="forward", seconds=0.25),
-                types_pb2.Stage(name="made-up", seconds=1),
-            ],
-        )
+        answer = explainer_pb2.DetectResponse(detections=[types_pb2.Detection()] * 3)
         return worker_pb2.WorkerReply(detect=answer, seconds=0.5)
 
     def told(self, caplog: pytest.LogCaptureFixture) -> list[tuple[str, float, str]]:
@@ -230,12 +224,25 @@ class TestInAWorker:
     def test_torchserve_can_read_it(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO)
         context = self.context(tmp_path / "metrics.yaml", torchserve.metrics_config())
-        WorkerMetrics(context, "street").tell("detect", self.reply())
+        WorkerMetrics(context, "street").tell("detect", self.reply(), STAGES)
         assert self.told(caplog) == [
             ("whybox_worker_request_seconds", 0.5, "model:street,operation:detect,code:ok"),
             ("whybox_worker_stage_seconds", 1.5e-07, "model:street,operation:detect,stage:decode"),
             ("whybox_worker_stage_seconds", 0.25, "model:street,operation:detect,stage:forward"),
             ("whybox_worker_detections_total", 3.0, "model:street,operation:detect"),
+        ]
+
+    def test_a_step_of_an_inversion_has_stages_too(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO)
+        context = self.context(tmp_path / "metrics.yaml", torchserve.metrics_config())
+        reply = worker_pb2.WorkerReply(advance=worker_pb2.Advance(state=b"s"), seconds=1.0)
+        WorkerMetrics(context, "street").tell("advance", reply, {"load": 0.01, "iterate": 0.9})
+        assert self.told(caplog) == [
+            ("whybox_worker_request_seconds", 1.0, "model:street,operation:advance,code:ok"),
+            ("whybox_worker_stage_seconds", 0.01, "model:street,operation:advance,stage:load"),
+            ("whybox_worker_stage_seconds", 0.9, "model:street,operation:advance,stage:iterate"),
         ]
 
     def test_an_error_is_its_code(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -244,7 +251,8 @@ class TestInAWorker:
         for type_, code in (("invalid_image", "invalid_image"), ("from|the,future", "internal")):
             caplog.clear()
             error = explainer_pb2.Error(type=type_)
-            WorkerMetrics(context, "street").tell("explain", worker_pb2.WorkerReply(error=error, seconds=0.5))
+            reply = worker_pb2.WorkerReply(error=error, seconds=0.5)
+            WorkerMetrics(context, "street").tell("explain", reply, STAGES)
             assert self.told(caplog) == [
                 ("whybox_worker_request_seconds", 0.5, f"model:street,operation:explain,code:{code}")
             ]
@@ -259,7 +267,7 @@ class TestInAWorker:
             SimpleNamespace(metrics=None),
             SimpleNamespace(metrics=SimpleNamespace(cache={"a": object()})),
         ):
-            WorkerMetrics(context, "street").tell("detect", self.reply())
+            WorkerMetrics(context, "street").tell("detect", self.reply(), STAGES)
         assert self.told(caplog) == []
 
     def test_the_names_are_those_of_the_configuration(self) -> None:

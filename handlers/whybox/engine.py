@@ -205,7 +205,7 @@ class Engine:
     def _advance(self, job: _Job) -> None:
         """Do one step of an inversion."""
         if job.reply is None:
-            answer = self._inverting.answer(job.request.advance, job.image, job.patience)
+            answer = self._inverting.answer(job.request.advance, job.image, job.patience, job.timed)
             job.reply = worker_pb2.WorkerReply(advance=answer)
 
     def _run_together(self, jobs: Sequence[_Job]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import time
+from collections.abc import Callable
 
 from PIL import Image
 from torch import Tensor
@@ -49,7 +51,11 @@ class Inverting:
         self._model = model
 
     def answer(
-        self, request: worker_pb2.AdvanceRequest, picture: Tensor | None, patience: Patience
+        self,
+        request: worker_pb2.AdvanceRequest,
+        picture: Tensor | None,
+        patience: Patience,
+        timed: Callable[[str, float], None] = lambda *_: None,
     ) -> worker_pb2.Advance:
         """Do one step.
 
@@ -57,11 +63,14 @@ class Inverting:
             request: a step, checked.
             picture: uint8 (H, W, 3) to start from, if the client gave one.
             patience: asked between two iterations.
+            timed: told the seconds of each stage: `load` (the state), `iterate`, `detect`, `encode` (state,
+                picture and result).
 
         Raises:
             ContractError: if the picture is not of the layout's size, the settings do not fit the detector,
                 or the state is none of this inversion.
         """
+        clock = _Clock(timed)
         asked = request.inversion
         layout = Layout.of(asked.layout, self._detector.labels, self._detector.device)
         if picture is not None:
@@ -76,11 +85,14 @@ class Inverting:
                 raise ContractError(
                     "invalid_request", str(error), field="state", expected="the answer of the step before"
                 ) from error
+        clock.ended("load")
         if not inverter.finished(state):
             inverter.advance(state, request.seconds, patience.check)
+        clock.ended("iterate")
         made = inverter.picture(state)
         found = self._detector.detect([made])[0]
         shown = found[found.scores >= self._model.score_threshold]
+        clock.ended("detect")
         progress = explainer_pb2.InversionProgress(
             iteration=state.iteration,
             iterations=settings.iterations,
@@ -96,11 +108,26 @@ class Inverting:
                     name=name, iterations=[i for i, _ in curve], values=[v for _, v in curve]
                 )
             answer.result.params.CopyFrom(struct_of(settings))
+        clock.ended("encode")
         return answer
 
     def _params(self, asked: explainer_pb2.CreateInversionRequest) -> dict[str, ParamValue]:
         described = {param.name: param for param in self._model.inversion.params}
         return {name: value_of(described[name], value) for name, value in asked.params.fields.items()}
+
+
+class _Clock:
+    """Tells how long each of several stages took that follow each other."""
+
+    def __init__(self, timed: Callable[[str, float], None]) -> None:
+        self._timed = timed
+        self._since = time.perf_counter()
+
+    def ended(self, stage: str) -> None:
+        """Tell of a stage that has ended this moment."""
+        now = time.perf_counter()
+        self._timed(stage, now - self._since)
+        self._since = now
 
 
 def _png(picture: Tensor) -> bytes:

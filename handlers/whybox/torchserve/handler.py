@@ -70,16 +70,18 @@ class WhyboxHandler:
     ) -> list[worker_pb2.WorkerReply]:
         """Have the engine answer; say how long each took, and tell logs, metrics and traces."""
         traces = [self._tracing.of(request) for request in requests]
+        stages: list[dict[str, float]] = [{} for _ in requests]
 
         def watch(position: int, stage: str, seconds: float) -> None:
+            stages[position][stage] = stages[position].get(stage, 0.0) + seconds
             if (trace := traces[position]) is not None:
                 trace.stage(stage, seconds)
 
         with logs.at_hand(request.request_id for request in requests):
-            replies = self.engine.answer(requests, watch if any(traces) else None)
-        for request, reply, trace in zip(requests, replies, traces, strict=True):
+            replies = self.engine.answer(requests, watch)
+        for request, reply, trace, taken in zip(requests, replies, traces, stages, strict=True):
             reply.seconds = time.perf_counter() - arrived
-            self._metrics.tell(request.WhichOneof("operation") or "unknown", reply)
+            self._metrics.tell(request.WhichOneof("operation") or "unknown", reply, taken)
             if trace is not None:
                 trace.finish(self._name, reply)
         return replies

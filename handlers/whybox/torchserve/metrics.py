@@ -6,6 +6,7 @@ names these. In a TorchServe whose file does not, nothing is told.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from whybox_proto.errors import ERRORS
@@ -19,6 +20,8 @@ DETECTIONS = "whybox_worker_detections_total"
 """Counter: detections in answers, by model, operation."""
 
 STAGES = frozenset({"decode", "preprocess", "forward", "postprocess", "explain", "measure", "encode"})
+STEP_STAGES = frozenset({"decode", "load", "iterate", "detect", "encode"})
+"""Of a step of an inversion."""
 
 
 class _Metric(Protocol):
@@ -39,21 +42,24 @@ class WorkerMetrics:
         self._stages = _named(context, STAGE_SECONDS, "histogram")
         self._detections = _named(context, DETECTIONS, "counter")
 
-    def tell(self, operation: str, reply: worker_pb2.WorkerReply) -> None:
-        """Count a reply, its `seconds` filled in."""
+    def tell(self, operation: str, reply: worker_pb2.WorkerReply, stages: Mapping[str, float]) -> None:
+        """Count a reply, its `seconds` filled in, and the seconds of its stages."""
         result = reply.WhichOneof("result")
         code = "ok" if result != "error" else reply.error.type if reply.error.type in ERRORS else "internal"
         if self._requests is not None:
             self._requests.add_or_update(reply.seconds, [self._model, operation, code])
-        if result not in ("detect", "explain"):
+        if result not in ("detect", "explain", "advance"):
             return
-        answer = getattr(reply, result)
         if self._stages is not None:
-            for stage in answer.stages:
-                if stage.name in STAGES:
-                    self._stages.add_or_update(stage.seconds, [self._model, operation, stage.name])
-        if self._detections is not None and answer.detections:
-            self._detections.add_or_update(len(answer.detections), [self._model, operation])
+            for name, seconds in stages.items():
+                if name in (STEP_STAGES if result == "advance" else STAGES):
+                    self._stages.add_or_update(seconds, [self._model, operation, name])
+        if (
+            self._detections is not None
+            and result != "advance"
+            and (found := getattr(reply, result).detections)
+        ):
+            self._detections.add_or_update(len(found), [self._model, operation])
 
 
 def _named(context: Any, name: str, kind: str) -> _Metric | None:
