@@ -101,7 +101,9 @@ def test_a_process_that_cannot_be_seen_is_waited_for(
     hold(engine, ELSEWHERE)
     name = Name(engine, "one", "here", no_loss)
     threading.Timer(0.3, end.set).start()
-    assert not name.take(end)
+    waited: list[bool] = []
+    assert not name.take(end, lambda: waited.append(True))
+    assert waited == [True]
     monkeypatch.setattr(replicas, "LEASE_SECONDS", 1.0)
     assert name.take(threading.Event())
     name.release()

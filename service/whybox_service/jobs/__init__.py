@@ -3,9 +3,12 @@
     inversions.py   what can be asked of jobs; all that the rest of the gateway sees
     runner.py       DBOS: one workflow a job, one durable step after the other
     steps.py        what one step does: state in, a worker's answer, state out
+    turns.py        which step goes to the workers next, so that others find one free
+    starting.py     the picture that a job starts from
     store.py        the table of jobs, which is what clients are told from
     artifacts.py    states and pictures, in a folder or behind an fsspec URL
     tending.py      what is done beside the jobs: retention, and mending what a crash left
+    replicas.py     who shares a database: each replica's name, held by one process
     adopting.py     a dead replica's jobs to the others
 
 The database knows two things of a job. DBOS's tables say which steps are done and who runs it: they decide

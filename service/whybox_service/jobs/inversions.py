@@ -329,7 +329,7 @@ class Inversions:
             place = artifacts.claim(identity(engine))
         if self._name is None and not is_file(self._settings):
             name = Name(engine, self._settings.jobs_executor, place, self._name_lost)
-            if not name.take(self._ending):
+            if not name.take(self._ending, self._name_is_waited_for):
                 return
             self._name = name
         runner = Runner(self._settings, self._url, engine)
@@ -345,6 +345,9 @@ class Inversions:
         log.info(
             "jobs are run, as %s, after %.2f s", self._settings.jobs_executor, time.monotonic() - started
         )
+
+    def _name_is_waited_for(self) -> None:
+        self._trouble = "the replica's name is held by another process, or by one that died a moment ago"
 
     def _name_lost(self) -> None:
         """Run no job any more: another process has this one's name, and all its jobs."""

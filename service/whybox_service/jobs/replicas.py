@@ -104,15 +104,19 @@ class Name:
         self._holder = f"{_place()} {pid} {processes.begin_of(pid)} {secrets.token_hex(8)}"
         self._beating: Repeating | None = None
 
-    def take(self, stopping: threading.Event) -> bool:
+    def take(self, stopping: threading.Event, waits: Callable[[], None] = lambda: None) -> bool:
         """Take the name, once whoever had it has been silent for long enough; False where the end came first.
+
+        Args:
+            stopping: the end.
+            waits: called where it is not to be had at once.
 
         Raises:
             ConflictError: where another process has it and lives, or a replica of another name keeps its
                 artifacts in another place.
         """
         _METADATA.create_all(self._engine)
-        first = self._look()
+        first, told = self._look(), False
         while True:
             row = self._look()
             if row and first and (row.holder, row.beat) != (first.holder, first.beat):
@@ -125,6 +129,10 @@ class Name:
                 return True
             if first is None:
                 raise self._taken(row.holder)
+            if not told:
+                told = True
+                log.warning("the name %s is held by %s: waiting for a sign of life", self._name, row.holder)
+                waits()
             if stopping.wait(_LOOK_SECONDS):
                 return False
 
