@@ -40,6 +40,7 @@ class PlayedTorchServe:
         mode: `well`; `overloaded`; `gone`: connections are dropped; `lost`: the worker dies with the request;
             `unloaded`: the model is not there; `hold`: advances wait until the mode is another.
         versions: of the model; the first is its default one.
+        workers: how many it tells of.
         steps: the advances that were asked for, by request id.
         asked: the versions that they were asked of.
         died: advances that killed a worker.
@@ -49,6 +50,7 @@ class PlayedTorchServe:
 
     mode: str = "well"
     versions: list[str] = field(default_factory=lambda: ["1.0"])
+    workers: int = 1
     steps: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     died: int = 0
@@ -117,7 +119,9 @@ class PlayedTorchServe:
             )
         if path.startswith("/models/"):
             told = self.versions if version == "all" else [version or self.versions[0]]
-            return 200, json.dumps([{**_STATE, "modelVersion": each} for each in told]).encode()
+            workers = [{"id": str(9000 + i), "pid": 1, "status": "READY"} for i in range(self.workers)]
+            state = {**_STATE, "workers": workers}
+            return 200, json.dumps([{**state, "modelVersion": each} for each in told]).encode()
         request = worker_pb2.WorkerRequest.FromString(body)
         if request.WhichOneof("operation") != "advance":
             return 200, inversion_worker.answer(request).SerializeToString()
@@ -145,9 +149,7 @@ class PlayedTorchServe:
 
 _STATE = {
     "modelName": MODEL,
-    "modelVersion": "1.0",
     "batchSize": 1,
-    "workers": [{"id": "9000", "pid": 1, "status": "READY"}],
     "jobQueueStatus": {"remainingCapacity": 100, "pendingRequests": 0},
 }
 

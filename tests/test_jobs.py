@@ -637,14 +637,16 @@ class TestQueue:
             assert [f"inversions/{job}" for job in begun] == [first["name"], high, middle, low]
             assert torchserve.most_at_once == 1
 
-    def test_one_step_in_hand_for_each_running_job(
-        self, torchserve: PlayedTorchServe, tmp_path: Path
+    @pytest.mark.parametrize(("workers", "most"), [(1, 1), (3, 1), (8, 2)])
+    def test_one_step_in_hand_for_each_running_job_and_half_of_the_workers_at_most(
+        self, torchserve: PlayedTorchServe, tmp_path: Path, workers: int, most: int
     ) -> None:
+        torchserve.workers = workers
         with gateway(tmp_path, torchserve.url, WHYBOX_JOBS_RUNNING="2") as running:
             names = [running.create({"iterations": 40, "pause": 0.01})["name"] for _ in range(4)]
             for name in names:
                 check_whole(running.wait(name))
-            assert torchserve.most_at_once == 2
+            assert torchserve.most_at_once == most
 
     def test_a_hundred_are_there_after_a_restart(self, torchserve: PlayedTorchServe, tmp_path: Path) -> None:
         with gateway(tmp_path, torchserve.url, WHYBOX_JOBS_RUNNING="8") as running:

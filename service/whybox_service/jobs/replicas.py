@@ -160,8 +160,10 @@ class Name:
         query = sa.select(_C.name, _C.holder, _C.place, _C.beat, _C.heard, sa.func.now().label("now"))
         with self._engine.connect() as connection:
             found = connection.execute(query).all()
-        rows = (_Row(*row[:4], silent=(row.now - row.heard).total_seconds()) for row in found)
-        return {row.name: row for row in rows}
+        return {
+            row.name: _Row(row.name, row.holder, row.place, row.beat, (row.now - row.heard).total_seconds())
+            for row in found
+        }
 
     def _check_places(self) -> None:
         """Give the name back where a replica that lives has its artifacts in another place."""
