@@ -197,6 +197,32 @@ class TestVersions:
         assert [version for _, version, _ in bench.asking.calls] == ["2.0"]
 
 
+class TestStates:
+    def kept(self, bench: Bench, job: str) -> list[str]:
+        return [name for name in bench.artifacts._files.names(job) if name.endswith(".step")]
+
+    def test_the_last_two_are_kept(self, bench: Bench) -> None:
+        job = bench.make(iterations=30)
+        for step, kept in ((1, [1]), (2, [1, 2]), (3, [2, 3]), (4, [3, 4])):
+            bench.steps.advance(job, step)
+            assert self.kept(bench, job) == [f"{i:06d}.step" for i in kept]
+
+    def test_one_that_cannot_be_deleted_fails_nothing(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = bench.make(iterations=30)
+        bench.steps.advance(job, 1)
+        bench.steps.advance(job, 2)
+
+        def refuse(*_: Any) -> None:
+            raise PermissionError(errno.EPERM, "not yours")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Folder, "delete", refuse)
+            assert bench.steps.advance(job, 3)["state"] == "running"
+        assert len(bench.asking.calls) == 3
+
+
 class TestLostWorkers:
     def test_a_step_that_kills_its_workers_kills_so_many_and_no_more(self, bench: Bench) -> None:
         bench.asking.errors = [lost(died=True) for _ in range(3 * LOST_LIMIT)]

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from whybox_proto.v1 import explainer_pb2, worker_pb2
 from whybox_service.jobs.artifacts import Artifacts, Folder
-from whybox_service.jobs.database import engine_for
+from whybox_service.jobs.database import engine_for, unsynced
 from whybox_service.jobs.store import New, Store, microseconds
 from whybox_service.jobs.tending import Tending
 from whybox_service.metrics import Metrics
@@ -82,6 +82,25 @@ class TestStore:
         assert found is not None
         assert found.id == "2" * 32
         assert store.by_key("c", "b:c") is None
+
+
+class TestUnsynced:
+    def test_it_is_a_transaction(self, engine: sa.Engine, store: Store) -> None:
+        job = make(store)
+        store.begin(job)
+        with engine.connect() as connection:
+            assert connection.execute(sa.text("PRAGMA synchronous")).scalar_one() == 2  # FULL
+        assert store.advanced(job, 1, b"p")
+        with pytest.raises(RuntimeError), unsynced(engine) as connection:  # noqa: PT012
+            connection.execute(sa.text("DELETE FROM whybox_inversions"))
+            assert connection.execute(sa.text("PRAGMA synchronous")).scalar_one() == 1  # NORMAL
+            raise RuntimeError
+        found = store.get(job)
+        assert found is not None
+        assert (found.step, found.progress) == (1, b"p")
+        for _ in range(10):  # whichever connection comes, it waits for the disk again
+            with engine.connect() as connection:
+                assert connection.execute(sa.text("PRAGMA synchronous")).scalar_one() == 2
 
 
 class PlayedRunner:

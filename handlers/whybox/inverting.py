@@ -26,6 +26,9 @@ from whybox_proto.v1 import explainer_pb2, types_pb2, worker_pb2
 MAX_SECONDS = 60.0
 """Of one step, in which the worker does nothing else."""
 
+_COMPRESSION = 1
+"""Of a step's picture, noise for the most part: a higher one takes longer and saves next to nothing."""
+
 
 def check_advance(request: worker_pb2.AdvanceRequest, model: types_pb2.Model) -> None:
     """Check a step's request against the model.
@@ -132,5 +135,5 @@ class _Clock:
 
 def _png(picture: Tensor) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture.cpu().numpy()).save(buffer, format="PNG")
+    Image.fromarray(picture.cpu().numpy()).save(buffer, format="PNG", compress_level=_COMPRESSION)
     return buffer.getvalue()

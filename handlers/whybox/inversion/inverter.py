@@ -105,15 +105,17 @@ class Inverter:
 
         Args:
             state: to go on from.
-            seconds: after which no other iteration begins.
+            seconds: that are met as nearly as whole iterations can.
             between: called before each iteration; what it raises ends the work.
         """
-        ends = time.monotonic() + seconds
+        now = time.monotonic()
+        ends = now + seconds
         done = False
         while not done:
             between()
             self.iterate(state)
-            done = self.finished(state) or time.monotonic() >= ends
+            began, now = now, time.monotonic()
+            done = self.finished(state) or now + (now - began) / 2 >= ends
 
     def finished(self, state: State) -> bool:
         """Whether all iterations are done."""

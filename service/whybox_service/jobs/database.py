@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
     from whybox_service.settings import Settings
 
@@ -74,6 +76,31 @@ def engine_for(url: str) -> Engine:
         connection.execute("PRAGMA journal_mode=WAL")
 
     return engine
+
+
+@contextmanager
+def unsynced(engine: Engine) -> Iterator[Connection]:
+    """Begin a transaction whose commit does not wait for the disk.
+
+    It is there for all who ask, and survives this process. Should the machine lose its power it may be lost,
+    but never where a later one with a plain commit, such as DBOS makes, is not: both stand in one log, one
+    after the other.
+    """
+    if engine.dialect.name != "sqlite":
+        with engine.begin() as connection:
+            connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+            yield connection
+        return
+    with engine.connect() as connection:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        # Not by way of SQLAlchemy, which would begin a transaction with it.
+        driver.execute("PRAGMA synchronous=NORMAL")
+        try:
+            with connection.begin():
+                yield connection
+        finally:
+            driver.execute("PRAGMA synchronous=FULL")
 
 
 class DataFolder:

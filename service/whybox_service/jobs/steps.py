@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
@@ -174,8 +175,14 @@ class Steps:
         if not self._persist(lambda: self._store.advanced(job, step, progress)):
             self._clear(job)
             return Outcome("gone")
-        self._artifacts.drop_step(job, step - 2)
         return Outcome("succeeded" if told.HasField("result") else "running")
+
+    def _drop(self, job: str, step: int) -> None:
+        """Delete what a step ended with; what cannot be deleted now is when the job has ended."""
+        try:
+            self._artifacts.drop_step(job, step)
+        except OSError as error:
+            log.warning("the state of step %d of %s cannot be deleted: %s", step, name_of(job), error)
 
     def _clear(self, job: str) -> None:
         """Delete what a step kept of a job that was cancelled or deleted meanwhile."""
@@ -195,7 +202,8 @@ class Steps:
         pause, lost, told = FIRST_PAUSE_SECONDS, 0, ""
         while True:
             try:
-                asked = self._wait_for(self._ask(record, step))
+                # Of the step before, DBOS has a record, so none begins any more with the state before that.
+                asked = self._wait_for(self._ask(record, step), partial(self._drop, record.id, step - 2))
             except ContractError as error:
                 lost += isinstance(error, WorkerLostError) and error.died
                 waited = time.monotonic() - began
@@ -257,11 +265,14 @@ class Steps:
             request.inversion.image = self._artifacts.start(record.id)
         return question
 
-    def _wait_for(self, asking: Coroutine[Any, Any, Asked | None]) -> Asked | None:
+    def _wait_for(
+        self, asking: Coroutine[Any, Any, Asked | None], meanwhile: Callable[[], None]
+    ) -> Asked | None:
         self._check_stopping(asking)
         call = asyncio.run_coroutine_threadsafe(asking, self._loop)
         self._calls.add(call)
         try:
+            meanwhile()
             return call.result()
         except concurrent.futures.CancelledError:
             raise StoppingError from None

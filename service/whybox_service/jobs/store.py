@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from whybox_proto.errors import ContractError
 from whybox_proto.states import ACTIVE, ENDED, State
 from whybox_proto.v1 import explainer_pb2
+from whybox_service.jobs.database import unsynced
 
 QUEUE_FULL_RETRY_SECONDS = 30.0
 
@@ -271,8 +272,11 @@ class Store:
         return record if record is not None and record.state == "running" else None, begun.rowcount > 0
 
     def advanced(self, job: str, step: int, progress: bytes) -> bool:
-        """Say how far a job has come; False where it has ended or is no more."""
-        with self._engine.begin() as connection:
+        """Say how far a job has come; False where it has ended or is no more.
+
+        The step is recorded by DBOS next, which waits for the disk.
+        """
+        with unsynced(self._engine) as connection:
             connection.execute(
                 sa.update(_JOBS)
                 .where(_C.id == job, _C.state == "running", _C.step < step)
