@@ -10,6 +10,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
+import yaml
 from packaging.requirements import Requirement
 
 from builders import LABELS, encoded, random_image, write_recipe
@@ -44,6 +47,17 @@ def test_building_again_replaces(archive: Path, tmp_path: Path) -> None:
     assert again == archive
     manifest = json.loads(zipfile.ZipFile(again).read("MAR-INF/MANIFEST.json"))
     assert manifest["model"]["modelVersion"] == "2.0"
+
+
+def test_weights_of_pytorch_are_packed_as_safetensors(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, "fcos")
+    state = safetensors.torch.load_file(tmp_path / "fcos-random.safetensors")
+    torch.save(state, tmp_path / "fcos.pth")
+    with zipfile.ZipFile(build(path, tmp_path / "store", tmp_path / "fcos.pth")) as packed:
+        assert yaml.safe_load(packed.read("recipe.yaml"))["weights"] == "weights.safetensors"
+        own = safetensors.torch.load(packed.read("weights.safetensors"))
+    assert own.keys() == state.keys()
+    assert all(torch.equal(own[name], value) for name, value in state.items())
 
 
 def requirements_of(names: tuple[str, ...]) -> set[str]:

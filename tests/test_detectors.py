@@ -12,7 +12,7 @@ from torchvision.models import detection
 from builders import ARCHITECTURE_NAMES, LABELS, random_image, random_model
 from whybox.detectors.base import PostProcessing
 from whybox.detectors.dense import Tower, locate
-from whybox.detectors.registry import load_detector
+from whybox.detectors.registry import FAMILIES, load_detector
 from whybox.detectors.torchvision import TorchvisionDetector, wrap
 from whybox.recipe import Recipe, RecipeError
 
@@ -152,6 +152,16 @@ class TestWeights:
             load_detector(recipe, tmp_path / name)
         with pytest.raises(RecipeError, match="cannot be read"):
             load_detector(recipe, tmp_path / f"absent-{name}")
+
+    def test_a_family_whose_library_is_absent(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "absent_family.py").write_text("import a_library_of_nobody\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setitem(FAMILIES, "grid", "absent_family")
+        with pytest.raises(
+            RecipeError,
+            match=r"grid needs a_library_of_nobody, which is not installed: see docs/detectors/grid\.md",
+        ):
+            load_detector(Recipe("x", "grid", "y", LABELS), tmp_path)
 
     def test_unknown_family_and_architecture(self, tmp_path: Path) -> None:
         with pytest.raises(RecipeError, match="family: expected one of torchvision; got 'yolo'"):

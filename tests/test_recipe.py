@@ -134,8 +134,9 @@ def test_the_thinnest_pictures_that_may_come_can_be_taken(tmp_path: Path, archit
 def test_building_needs_weights(tmp_path: Path) -> None:
     path = write(tmp_path, source="https://example.org/weights")
     with pytest.raises(
-        RecipeError, match=r"weights: expected a file; .* They come from https://example\.org/weights"
+        RecipeError,
+        match=r"weights: expected a file or folder; .* They come from https://example\.org/weights",
     ):
         build(path, tmp_path)
-    with pytest.raises(RecipeError, match="there is no file"):
+    with pytest.raises(RecipeError, match="there is no file or folder"):
         build(path, tmp_path, tmp_path / "absent.pth")

@@ -15,6 +15,7 @@ import yaml
 
 import whybox
 import whybox_proto
+from whybox.detectors.registry import pack_detector
 from whybox.engine import Engine
 from whybox.recipe import Recipe, RecipeError, dump_recipe, read_recipe
 from whybox.torchserve import entry
@@ -30,14 +31,15 @@ LEFT_OUT = (
 def build(recipe_path: Path, out_dir: Path, weights: Path | None = None) -> Path:
     """Build the archive of a recipe.
 
-    The model is loaded and described first, so that what does not fit is told here and not by a worker that
-    fails to start. The archive carries weights, recipe, entry file, `whybox` and `whybox_proto`; where it is
-    served torch, torchvision, protobuf, safetensors, numpy, pillow and pyyaml must be installed.
+    The checkpoint is made self-contained, and what will be served is loaded and described first, so that what
+    does not fit is told here and not by a worker that fails to start. The archive carries weights, recipe,
+    entry file, `whybox` and `whybox_proto`; where it is served torch, torchvision, protobuf, safetensors,
+    numpy, pillow and pyyaml must be installed, and the library of the recipe's family.
 
     Args:
         recipe_path: the recipe.
         out_dir: folder for the archive; made if missing.
-        weights: file to use instead of the recipe's own.
+        weights: file or folder to use instead of the recipe's own.
 
     Returns:
         The archive, ``{name}.mar``.
@@ -49,27 +51,29 @@ def build(recipe_path: Path, out_dir: Path, weights: Path | None = None) -> Path
     if weights is None:
         if recipe.weights is None:
             where = f" They come from {recipe.source}." if recipe.source else ""
-            raise RecipeError(f"{recipe_path}: weights: expected a file; the recipe names none.{where}")
+            raise RecipeError(
+                f"{recipe_path}: weights: expected a file or folder; the recipe names none.{where}"
+            )
         weights = recipe_path.parent / recipe.weights
-    if not weights.is_file():
-        raise RecipeError(f"{recipe_path}: weights: there is no file {weights}")
-    Engine.load(recipe, weights)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    if not weights.exists():
+        raise RecipeError(f"{recipe_path}: weights: there is no file or folder {weights}")
     with tempfile.TemporaryDirectory() as scratch:
-        _package(recipe, weights, Path(scratch), out_dir)
+        packed, packed_weights = pack_detector(recipe, weights, Path(scratch))
+        Engine.load(packed, packed_weights)
+        out_dir.mkdir(parents=True, exist_ok=True)
+        _package(packed, packed_weights, Path(scratch), out_dir)
     return out_dir / f"{recipe.name}.mar"
 
 
 def _package(recipe: Recipe, weights: Path, scratch: Path, out_dir: Path) -> None:
+    """Write the archive; the scratch folder holds the weights."""
     files = scratch / "files"
     for package in (whybox, whybox_proto):
         source = Path(str(package.__file__)).parent
         shutil.copytree(source, files / source.name, ignore=shutil.ignore_patterns(*LEFT_OUT))
-    packed = f"weights{weights.suffix}"
     (files / RECIPE_FILE).write_text(
-        dump_recipe(dataclasses.replace(recipe, weights=packed)), encoding="utf-8"
+        dump_recipe(dataclasses.replace(recipe, weights=weights.name)), encoding="utf-8"
     )
-    shutil.copyfile(weights, scratch / packed)
     # Workers import the entry by its base name, so each archive's has its own.
     slug = "".join(c if c.isalnum() else "_" for c in recipe.name)
     entry_file = scratch / f"whybox_entry_{slug}.py"
@@ -80,7 +84,7 @@ def _package(recipe: Recipe, weights: Path, scratch: Path, out_dir: Path) -> Non
         "--model-name": recipe.name,
         "--handler": str(entry_file),
         "--version": recipe.version,
-        "--serialized-file": str(scratch / packed),
+        "--serialized-file": str(weights),
         "--extra-files": str(files),
         "--export-path": str(out_dir),
         "--config-file": str(config),

@@ -78,7 +78,7 @@ class Recipe:
         description: in a sentence.
         family: of detectors, such as ``torchvision``.
         architecture: known to the family.
-        weights: file with the weights, relative to the recipe; None where it is given when building.
+        weights: file or folder, relative to the recipe; None where it is given when building.
         source: where the weights come from, for people.
         labels: the classes' names, background left out.
         background: the head's first class is an unused background.

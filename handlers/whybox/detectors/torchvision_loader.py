@@ -11,7 +11,7 @@ from torchvision.models import detection
 
 from whybox.detectors.small import ARCHITECTURES, build_small
 from whybox.detectors.torchvision import TorchvisionDetector, wrap
-from whybox.detectors.weights import load_weights
+from whybox.detectors.weights import load_weights, pack_file
 from whybox.recipe import Recipe, RecipeError
 
 OFFICIAL: dict[str, Callable[..., nn.Module]] = {
@@ -24,6 +24,9 @@ OFFICIAL: dict[str, Callable[..., nn.Module]] = {
     "maskrcnn_resnet50_fpn_v2": detection.maskrcnn_resnet50_fpn_v2,
 }
 """torchvision's own builders; the first class of their heads is the background."""
+
+pack = pack_file
+"""All of the configuration is in the recipe."""
 
 
 def load(recipe: Recipe, weights: Path) -> TorchvisionDetector:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
@@ -10,7 +12,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from whybox.recipe import RecipeError
+from whybox.recipe import Recipe, RecipeError
+
+PACKED = "weights.safetensors"
+"""The name of a packed checkpoint's file."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -52,3 +57,24 @@ def load_weights(model: nn.Module, path: Path) -> None:
             listed = ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "")
             raise RecipeError(f"{path}: the weights do not fit the architecture; {what}: {listed}")
     model.load_state_dict(weights, strict=False)
+
+
+def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors by name as safetensors, each with memory of its own."""
+    safetensors.torch.save_file(
+        {name: value.detach().clone().contiguous() for name, value in weights.items()}, path
+    )
+
+
+def pack_file(recipe: Recipe, weights: Path, folder: Path) -> tuple[Recipe, Path]:
+    """Pack a checkpoint that is one file of tensors by name; see `whybox.detectors.registry.Family.pack`.
+
+    Raises:
+        RecipeError: if the file holds anything else.
+    """
+    packed = folder / PACKED
+    if weights.suffix == ".safetensors" and weights.is_file():
+        shutil.copyfile(weights, packed)
+    else:
+        write_weights(read_weights(weights), packed)
+    return recipe, packed

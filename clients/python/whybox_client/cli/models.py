@@ -16,6 +16,9 @@ from whybox_client.cli.tables import table
 if TYPE_CHECKING:
     from whybox_client import Invertible, Model, Parameter
 
+MODEL_STORE = Path("model_store")
+"""Where recipes are looked for by their names."""
+
 
 @click.group(invoke_without_command=True)
 @options.url
@@ -58,8 +61,24 @@ def show(group: dict[str, Any], name: str, url: str | None, as_json: bool) -> No
     click.echo(json.dumps(asdict(model), indent=2) if as_json or group["as_json"] else _describe(model))
 
 
+def _find_recipes(_ctx: click.Context, _param: click.Parameter, given: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Turn names into the files of the recipes in model_store."""
+    return tuple(_find_recipe(path) for path in given)
+
+
+def _find_recipe(given: Path) -> Path:
+    if given.is_file():
+        return given
+    named = MODEL_STORE / f"{given}.yaml"
+    if len(given.parts) == 1 and given.suffix != ".yaml" and named.is_file():
+        return named
+    raise click.BadParameter(f"there is no file {given}, and no recipe of that name in {MODEL_STORE}")
+
+
 @models.command()
-@click.argument("recipes", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument(
+    "recipes", nargs=-1, metavar="[RECIPE]...", type=click.Path(path_type=Path), callback=_find_recipes
+)
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -69,11 +88,14 @@ def show(group: dict[str, Any], name: str, url: str | None, as_json: bool) -> No
 )
 @click.option(
     "--weights",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Weights to pack, instead of those that the recipe names; for one recipe.",
+    type=click.Path(exists=True, path_type=Path),
+    help="File or folder to pack, instead of the weights that the recipe names; for one recipe.",
 )
 def build(recipes: tuple[Path, ...], out: Path, weights: Path | None) -> None:
-    """Build a .mar archive from each recipe; by default, from those in model_store that have weights."""
+    """Build a .mar archive from each RECIPE, a file or the name of one in model_store.
+
+    By default, from those in model_store that have weights.
+    """
     if weights and len(recipes) != 1:
         raise click.UsageError("--weights goes with one recipe")
     try:
@@ -100,10 +122,10 @@ def _recipes_with_weights(folder: Path) -> list[Path]:
             weights = read_recipe(path).weights
         except ValueError as error:
             raise Failure(str(error)) from error
-        if weights is not None and (folder / weights).is_file():
+        if weights is not None and (folder / weights).exists():
             ready.append(path)
         else:
-            click.echo(f"{path}: its weights are not here; build it with --weights FILE", err=True)
+            click.echo(f"{path}: its weights are not here; build it with --weights PATH", err=True)
     return ready
 
 
