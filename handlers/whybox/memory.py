@@ -66,13 +66,17 @@ def forward_footprint(detector: WhiteBoxDetector) -> Footprint:
 def gradient_footprint(detector: WhiteBoxDetector) -> Footprint:
     """Count what a forward pass that keeps its graph, and a backward pass to the pixels, take.
 
-    It is of all levels of the pyramid at once, under a head that was run with ``keep=True``. The first call
-    for a detector runs it on a small picture; later ones remember.
+    It is of all levels of the pyramid at once, under a head that was run with ``keep=True``, or of all
+    outputs where there are no levels. The first call for a detector runs it on a small picture; later ones remember.
     """
 
     def work(batch: Batch) -> None:
         trace = detector.trace(batch, {})
-        torch.autograd.grad(trace.levels, trace.pixels, [torch.ones_like(level) for level in trace.levels])
+        tops = list(trace.levels)
+        if trace.outputs is not None:
+            every = torch.arange(len(detector.candidates(trace.forward, 0).scores), device=detector.device)
+            tops = [trace.outputs(0, every, torch.zeros_like(every)).sides]
+        torch.autograd.grad(tops, trace.pixels, [torch.ones_like(top) for top in tops])
 
     return _remembered(detector, "gradient", work)
 

@@ -34,7 +34,7 @@ SAMPLES = 4
 MAX_CELLS = 2**28
 """Of all contenders' maps together: 1 GiB, and as much again while they are compared."""
 
-_LOCAL_FIRST = ("roi", "level", "stage")
+_LOCAL_FIRST = ("roi", "level", "memory", "stage")
 
 
 def correlation(
@@ -126,7 +126,9 @@ def unit_maps(
 
 
 def local_layer(detector: WhiteBoxDetector) -> str:
-    """Name the layer whose gradients cost least: region features, else the level, else a stage."""
+    """Name the layer whose gradients cost least: region features, else the level, else an encoder's
+    memory, else a stage.
+    """
     return min(detector.layers.values(), key=lambda layer: _LOCAL_FIRST.index(layer.kind)).name
 
 

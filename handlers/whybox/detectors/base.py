@@ -177,8 +177,9 @@ class Layer:
 
     Attributes:
         name: as asked for, such as ``level``, ``roi`` or ``layer2``.
-        kind: ``level`` (the pyramid level that produced the candidate), ``roi`` (its region features) or
-            ``stage`` (a stage of the backbone, seen through the whole network above it).
+        kind: ``level`` (the pyramid level that produced the candidate), ``roi`` (its region features),
+            ``stage`` (a stage of the backbone, seen through the whole network above it) or ``memory`` (what a
+            transformer's encoder hands to its decoder).
         channels: C of its maps.
         stride: network pixels per cell; None where it depends on the object.
     """
@@ -352,14 +353,19 @@ class Trace:
     """A pass over versions of one picture that remembers the way from their pixels to the pyramid's levels.
 
     Attributes:
-        forward: the pass without its graph, made as with ``keep=True``, for the taps of kind ``level``.
+        forward: the pass without its graph; where there are `levels`, made as with ``keep=True``, for the
+            taps of kind ``level``.
         pixels: float (B, 3, H, W), the leaf to differentiate by.
-        levels: float (B, C, H, W) each, with the graph; in the order of the tap's `candidate_levels`.
+        levels: float (B, C, H, W) each, with the graph; in the order of the tap's `candidate_levels`. Empty
+            for a detector without.
+        outputs: for a detector without levels: a version's position, candidates int64 (N,) and labels (N,) →
+            their outputs, with the graph.
     """
 
     forward: Forward
     pixels: Tensor
     levels: Sequence[Tensor]
+    outputs: Callable[[int, Tensor, Tensor], Outputs] | None = None
 
 
 class Detector(ABC):
@@ -402,8 +408,8 @@ class WhiteBoxDetector(Detector):
         layers: the layers that can be tapped, by name.
         traces: it can be differentiated down to its pixels: it has `trace`.
         dense: a dense head says of each class, at every cell of its levels: it has `class_maps`.
-        stages: what `stage_outputs` returns, in order: ``dense``, or ``rpn`` and ``roi``; empty for a
-            detector that cannot be inverted.
+        stages: what `stage_outputs` returns, in order: ``dense``, ``rpn`` and ``roi``, or ``queries``; empty
+            for a detector that cannot be inverted.
         masks: it has a mask for each detection, and `stage_outputs` says them.
     """
 

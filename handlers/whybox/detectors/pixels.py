@@ -9,13 +9,13 @@ Letters: B versions of the picture, N objects, T targets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from whybox.detectors.base import Target, Trace, WhiteBoxDetector
+from whybox.detectors.base import Outputs, Target, Trace, WhiteBoxDetector
 from whybox.detectors.dense import chunks
 
 WINDOWS = 64
@@ -52,6 +52,9 @@ def pixel_gradients(
         labels: int64 (N,), the class that each object was chosen for.
         targets: T scalars.
     """
+    if trace.outputs is not None:
+        yield from _directly(trace, trace.outputs, candidates, labels, targets)
+        return
     for part in chunks(len(labels), WINDOWS // len(targets)):
         versions = [
             _windows(detector, trace, version, row[part], labels[part], targets)
@@ -62,6 +65,26 @@ def pixel_gradients(
             seen = [(b, window) for b, window in shown if window is not None]
             for target in range(len(targets) if seen else 0):
                 yield PixelGradient(item, target, _pull(trace, seen, target))
+
+
+def _directly(
+    trace: Trace,
+    outputs: Callable[[int, Tensor, Tensor], Outputs],
+    candidates: Tensor,
+    labels: Tensor,
+    targets: Sequence[Target],
+) -> Iterator[PixelGradient]:
+    """Go back from the outputs themselves, where there are no levels on the way."""
+    for item in range(len(labels)):
+        shown = torch.where(candidates[:, item] >= 0)[0].tolist()
+        if not shown:
+            continue
+        with torch.enable_grad():
+            said = [outputs(b, candidates[b, item : item + 1], labels[item : item + 1]) for b in shown]
+            sums = [torch.cat([target(one) for one in said]).sum() for target in targets]
+        for position, value in enumerate(sums):
+            (gradient,) = torch.autograd.grad(value, trace.pixels, retain_graph=True)
+            yield PixelGradient(item, position, gradient)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import safetensors
@@ -52,11 +52,26 @@ def load_weights(model: nn.Module, path: Path) -> None:
         for k, v in wanted.items()
         if k in weights and weights[k].shape != v.shape
     ]
+    refuse_misfits(path, missing, extra, shaped)
+    model.load_state_dict(weights, strict=False)
+
+
+def refuse_misfits(path: Path, missing: Sequence[str], extra: Sequence[str], shaped: Sequence[str]) -> None:
+    """Check that the weights of a file are those of a model.
+
+    Args:
+        path: of the file or folder.
+        missing: names that the file lacks.
+        extra: names that the model lacks.
+        shaped: names of another shape, with both.
+
+    Raises:
+        RecipeError: naming the first of them.
+    """
     for what, names in (("missing", missing), ("not in the model", extra), ("of another shape", shaped)):
         if names:
             listed = ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "")
             raise RecipeError(f"{path}: the weights do not fit the architecture; {what}: {listed}")
-    model.load_state_dict(weights, strict=False)
 
 
 def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
