@@ -67,7 +67,8 @@ def gradient_footprint(detector: WhiteBoxDetector) -> Footprint:
     """Count what a forward pass that keeps its graph, and a backward pass to the pixels, take.
 
     It is of all levels of the pyramid at once, under a head that was run with ``keep=True``, or of all
-    outputs where there are no levels. The first call for a detector runs it on a small picture; later ones remember.
+    outputs where there are no levels. The first call for a detector runs it on a small picture; later ones
+    remember.
     """
 
     def work(batch: Batch) -> None:

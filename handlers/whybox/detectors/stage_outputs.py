@@ -17,7 +17,8 @@ class StageOutputs:
     """The raw outputs of one stage of a network for one picture, differentiable by the picture.
 
     Attributes:
-        stage: ``dense`` (a one-stage detector's only one), ``rpn`` (objects of no class) or ``roi``.
+        stage: ``dense`` (a one-stage detector's only one), ``rpn`` (objects of no class) and ``roi``, or
+            ``queries`` (of which each object shall be found by one alone).
         logits: float (N, K); with `softmax` (N, 1 + K), background first.
         boxes: float (N, 4), or (N, K, 4) where the box depends on the class; network frame, not clipped.
         anchors: float (N, 4), network frame: what the boxes are decoded from, anchors or proposals.

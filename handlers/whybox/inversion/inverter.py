@@ -13,7 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from whybox.detectors.base import WhiteBoxDetector
+from whybox.detectors.base import Frame, WhiteBoxDetector
+from whybox.detectors.stage_outputs import StageOutputs
 from whybox.inversion.augmentation import View, augment
 from whybox.inversion.channels import uneven_channels
 from whybox.inversion.filters import distance_from_grey, total_variation
@@ -183,25 +184,40 @@ class Inverter:
             first_of_two = said.stage == "rpn"
             if settings.single and first_of_two:
                 continue
-            targets = (
-                assign_single(said, objects)
-                if settings.single
-                else assign(
-                    said,
-                    objects,
-                    most=settings.candidates,
-                    score_threshold=OBJECTNESS if first_of_two else defaults.score_threshold,
-                    overlap=defaults.iou_threshold,
-                    background=settings.background,
+            if said.stage == "queries":
+                losses = self._query_losses(said, objects, batch.frames[0])
+            else:
+                targets = (
+                    assign_single(said, objects)
+                    if settings.single
+                    else assign(
+                        said,
+                        objects,
+                        most=settings.candidates,
+                        score_threshold=OBJECTNESS if first_of_two else defaults.score_threshold,
+                        overlap=defaults.iou_threshold,
+                        background=settings.background,
+                    )
                 )
-            )
-            for name, value in stage_losses(said, targets, objects, settings).items():
+                losses = stage_losses(said, targets, objects, settings)
+            for name, value in losses.items():
                 weight = weights[name] * (settings.weight_rpn if first_of_two else 1.0)
                 if weight and (name in self.losses or name == "logit"):
                     parts[f"{said.stage}_{name}" if len(stages) > 1 else name] = weight * value
             if said.masks is not None and "mask" in self.losses and whole:
                 parts["mask"] = settings.weight_mask * mask_loss(said, objects, whole, self._mask_bins)
         return parts
+
+    def _query_losses(self, said: StageOutputs, objects: Objects, frame: Frame) -> dict[str, Tensor]:
+        # SciPy comes with the families that have queries, and is nowhere else needed.
+        from whybox.inversion.queries import match_queries, query_losses
+
+        targets = (
+            assign_single(said, objects)
+            if self.settings.single
+            else match_queries(said, objects, frame, background=self.settings.background)
+        )
+        return query_losses(said, targets, objects, frame)
 
     def _mask_bins(self, side: int) -> Tensor:
         """What the masks shall be, cut once: they lie in their boxes, wherever these are moved."""

@@ -25,7 +25,7 @@ DEFAULT, PAPER = "default", "paper"
 
 PRESETS = {
     DEFAULT: "for pictures that other detectors recognise too, and people can read",
-    PAPER: "the released code's of Cao and Johnson, 2021; FCOS and SSD, which it does not have, as RetinaNet",
+    PAPER: "the released code's of Cao and Johnson, 2021; what it lacks (FCOS, SSD, queries) as RetinaNet",
 }
 
 
@@ -57,8 +57,12 @@ class Settings:
         False, "one candidate alone for each object, that of the best-fitting anchor; nothing is background"
     )
     background: bool = _setting(True, "what fits no object of the layout shall not be found")
-    candidates: int = _setting(4, "matched to each object", 1, 100)
-    classification: str = _setting("cross-entropy", "loss of the classes", choices=("focal", "cross-entropy"))
+    candidates: int = _setting(4, "matched to each object; of queries always one", 1, 100)
+    classification: str = _setting(
+        "cross-entropy",
+        "loss of the classes; queries have that of their training",
+        choices=("focal", "cross-entropy"),
+    )
     weight_cls: float = _setting(1.0, "of the classes", 0, 1e4)
     weight_reg: float = _setting(3.0, "of the boxes (generalised IoU)", 0, 1e4)
     weight_mask: float = _setting(1.0, "of the masks", 0, 1e4)
