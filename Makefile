@@ -14,10 +14,10 @@ MARS   := $(DEMO:%=model_store/%.mar)
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve models test lint types format proto train bench clean soak
+.PHONY: help setup demo serve models test test-transformers lint types format proto train bench clean soak
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 10
 
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; set PYTHON=" >&2; exit 1; }
@@ -44,6 +44,11 @@ model_store/%.mar: model_store/%.yaml model_store/weights/%.safetensors $(STAMP)
 test: $(STAMP) ## all tests
 	tests/install_system_parts.sh
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-transformers: $(STAMP) ## the tests of the transformers family, or what they miss
+	@$(BIN)/python -c "import transformers, scipy; print('transformers', transformers.__version__)" \
+		|| { echo "not installed: pip install 'whybox[transformers]'; see docs/detectors/transformers.md" >&2; exit 1; }
+	$(BIN)/python -m pytest tests/test_transformers.py tests/test_attention.py tests/test_inversion_queries.py $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .

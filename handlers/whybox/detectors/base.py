@@ -349,6 +349,20 @@ class Forward:
 
 
 @dataclass(frozen=True)
+class Attention:
+    """What a transformer attends to for each of N candidates of one picture.
+
+    Attributes:
+        weights: float (N, B, H, h, w), of each of B blocks and H heads; 0 or more, and 1 at most in all cells
+            of one.
+        grids: where the cells lie, for each candidate.
+    """
+
+    weights: Tensor
+    grids: Grids
+
+
+@dataclass(frozen=True)
 class Trace:
     """A pass over versions of one picture that remembers the way from their pixels to the pyramid's levels.
 
@@ -411,6 +425,7 @@ class WhiteBoxDetector(Detector):
         stages: what `stage_outputs` returns, in order: ``dense``, ``rpn`` and ``roi``, or ``queries``; empty
             for a detector that cannot be inverted.
         masks: it has a mask for each detection, and `stage_outputs` says them.
+        attends: what `attention` can tell of: ``decoder`` and ``encoder``; empty for a detector without.
     """
 
     layers: Mapping[str, Layer]
@@ -418,6 +433,7 @@ class WhiteBoxDetector(Detector):
     dense: bool = False
     stages: tuple[str, ...] = ()
     masks: bool = False
+    attends: tuple[str, ...] = ()
 
     @abstractmethod
     def prepare(self, images: Sequence[Tensor]) -> list[tuple[list[int], Batch]]:
@@ -612,6 +628,21 @@ class WhiteBoxDetector(Detector):
             NotImplementedError: if the detector has no such head; see `dense`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no dense head over its levels")
+
+    def attention(self, forward: Forward, image: int, part: str, candidates: Tensor) -> Attention:
+        """Say what a transformer attends to.
+
+        Args:
+            forward: a pass made with ``keep=True``.
+            image: position in the batch.
+            part: of `attends`: ``decoder``, to the memory from a candidate's query; ``encoder``, to all cells
+                from that at the middle of its box.
+            candidates: int64 (N,), positions in `Candidates`.
+
+        Raises:
+            NotImplementedError: if the detector has no such attention; see `attends`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no attention to show")
 
     @abstractmethod
     def resume(self, forward: Forward, image: int, layer: str, maps: Sequence[Tensor]) -> Forward:

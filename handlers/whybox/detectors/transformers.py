@@ -20,6 +20,7 @@ from torchvision.transforms.functional import normalize
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutput
 
 from whybox.detectors.base import (
+    Attention,
     Batch,
     Candidates,
     Contenders,
@@ -36,6 +37,7 @@ from whybox.detectors.base import (
     require_images,
 )
 from whybox.detectors.postprocess import contenders
+from whybox.detectors.query_attention import sampled_points, samples_points, spread
 from whybox.detectors.query_taps import Ascent, Below, Entry, QueryTap, QueryTaps, QueryViews
 from whybox.detectors.stage_outputs import StageOutputs
 from whybox.detectors.taps import level_grids
@@ -162,6 +164,7 @@ class TransformersDetector(WhiteBoxDetector):
         if kind.softmax:
             self.defaults = replace(self.defaults, max_detections=queries)
         self.layers = self._find_layers()
+        self.attends = tuple(part for part in ("decoder", "encoder") if self._blocks(part))
 
     def _read_sizes(self) -> None:
         """Find which pictures would vanish when they are resized."""
@@ -260,6 +263,7 @@ class TransformersDetector(WhiteBoxDetector):
         queries: Tensor | None = None,
         graph: bool = False,
         watch: Mapping[nn.Module, Callable[[Any], Any]] | None = None,
+        record: Mapping[nn.Module, list[tuple[dict[str, Any], Any]]] | None = None,
     ) -> _Said:
         """Run the network above its backbone.
 
@@ -268,8 +272,9 @@ class TransformersDetector(WhiteBoxDetector):
             stages: maps of the backbone.
             memory: taken for the encoder's, in the library's form; None for its own.
             queries: int64 (B, Q), the cells that queries are taken from; None for the network's own choice.
-            graph: in a form that many gradients can go back through at once.
+            graph: in a form that many gradients can go back through at once, and that knows its attention.
             watch: modules whose outputs are shown to somebody, who may return others to be taken for them.
+            record: modules, each with a list that their keyword arguments and outputs are put into.
         """
         features: Any = BackboneOutput()
         features.feature_maps = tuple(stages[name] for name in self._used)
@@ -280,6 +285,8 @@ class TransformersDetector(WhiteBoxDetector):
                 stack.enter_context(_substituted(self._selector, lambda x: _ranks(x, queries)))
             for module, look in (watch or {}).items():
                 stack.enter_context(_watched(module, look))
+            for module, list_of in (record or {}).items():
+                stack.enter_context(_recorded(module, list_of))
             if graph:
                 stack.enter_context(eager_attention(self.model))
             said = self.model(pixel_values=pixels, return_dict=True, **given)
@@ -541,6 +548,52 @@ class TransformersDetector(WhiteBoxDetector):
 
         return Trace(forward, pixels, (), outputs)
 
+    # Attention
+
+    def _blocks(self, part: str) -> list[nn.Module]:
+        """The attention modules of the decoder, to the memory, or of the encoder, to itself."""
+        network = self.model.model
+        if part == "decoder":
+            return [block.encoder_attn for block in network.decoder.layers]
+        if not self.kind.maps:
+            return [block.self_attn for block in network.encoder.layers]
+        # A hybrid encoder: attention within some of the levels.
+        several = len(network.encoder.encode_proj_layers) != 1
+        return [] if several else [block.self_attn for block in network.encoder.aifi[0].layers]
+
+    @torch.no_grad()
+    def attention(self, forward: Forward, image: int, part: str, candidates: Tensor) -> Attention:
+        """See `WhiteBoxDetector.attention`; sampled points are laid out on the finest level of the memory."""
+        if part not in self.attends:
+            raise NotImplementedError(f"expected one of {', '.join(self.attends)}; got {part!r}")
+        self._check_layers(forward, [])
+        blocks = self._blocks(part)
+        levels = list(forward.levels.values())
+        level = 0
+        if part == "encoder" and self.kind.maps:
+            level = int(self.model.model.encoder.encode_proj_layers[0])
+        height, width = levels[level].shape[2:]
+        grids = self._grids(forward, image, levels[level], len(candidates))
+        rows = candidates
+        if part == "encoder":
+            rows = _middles(self.candidates(forward, image).boxes[candidates], grids, width)
+        records: dict[nn.Module, list[tuple[dict[str, Any], Any]]] = {block: [] for block in blocks}
+        queries = forward.extra["queries"]
+        self._run(
+            forward.batch.pixels[image : image + 1],
+            {name: stage[image : image + 1] for name, stage in forward.stages.items()},
+            queries=None if queries is None else queries[image : image + 1],
+            graph=True,
+            record=records,
+        )
+        maps = []
+        for block, ((named, (_, weights)),) in records.items():
+            if samples_points(block):
+                maps.append(spread(*sampled_points(block, named, weights, rows), (height, width)))
+            else:
+                maps.append(weights[0, :, rows].transpose(0, 1).unflatten(2, (height, width)))
+        return Attention(torch.stack(maps, 1), grids)
+
     # Inversion
 
     @property
@@ -595,6 +648,18 @@ def _watched(module: nn.Module, look: Callable[[Any], Any]) -> Iterator[None]:
 
 
 @contextmanager
+def _recorded(module: nn.Module, record: list[tuple[dict[str, Any], Any]]) -> Iterator[None]:
+    """Put what a module is given by name, and what it returns, into a list, in the block."""
+    handle = module.register_forward_hook(
+        lambda _module, _given, named, made: record.append((named, made)), with_kwargs=True
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def eager_attention(model: Any) -> Iterator[None]:
     """Have attention written out in products of matrices, in the block.
 
@@ -607,6 +672,14 @@ def eager_attention(model: Any) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = own
+
+
+def _middles(boxes: Tensor, grids: Grids, width: int) -> Tensor:
+    """The cells, counted row by row, that the middles of boxes (n, 4) lie in: int64 (n,)."""
+    middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+    cells = ((middles - grids.offsets) / grids.cells).floor().long().clamp(min=0)
+    cells = torch.minimum(cells, grids.sizes - 1)
+    return cells[:, 1] * width + cells[:, 0]
 
 
 def _ranks(x: Tensor, queries: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Explanation methods, one file each, and their registry."""
 
 from whybox.methods.activation import Activation
+from whybox.methods.attention import Attention
 from whybox.methods.base import Method
 from whybox.methods.class_slices import ClassSlices
 from whybox.methods.drise import DRise
@@ -31,3 +32,4 @@ register(ClassSlices())
 register(DRise())
 register(MaskOut())
 register(OdSmoothGrad())
+register(Attention())

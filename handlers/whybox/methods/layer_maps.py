@@ -7,12 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from whybox.detectors.base import Frame, Heat, Tap
+from whybox.detectors.base import Attention, Frame, Heat, Tap
 from whybox.methods.base import Map
 from whybox.methods.placing import place
 
 
-def place_whole(values: Tensor, pick: int, tap: Tap, frame: Frame) -> list[Map]:
+def place_whole(values: Tensor, pick: int, tap: Tap | Attention, frame: Frame) -> list[Map]:
     """Place T maps of the whole layer, float (T, H, W), of one candidate of a tap; see `place`."""
     heat = Heat(torch.tensor([pick]), values[None], torch.zeros((1, 2), dtype=torch.int64))
     return place(heat, 0, tap.grids, frame)
