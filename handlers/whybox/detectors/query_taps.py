@@ -1,10 +1,11 @@
 """Taps of query-based detectors: every query sees the whole of every layer, through all that lies above it.
 
-Each gradient is a backward pass of its own, and what can be shared is: the network runs upwards once, the
-candidates' seeds are taken by their raw outputs, and many of them go back in one vectorised pass, to all the
-layers that were asked for.
+Each gradient is a way back of its own through the network. What can be shared is: the network runs upwards
+once, on copies of the layer that do not know of each other, and every backward pass takes a seed in each
+copy, to all the layers that were asked for. So a pass has the operations, and the attention kernels, of a
+forward pass over a batch.
 
-Letters: N candidates, T targets, S = n·T seeds of a part of them, Q queries.
+Letters: N candidates, T targets, B copies, Q queries.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from whybox.detectors.base import Grids, Heat, Outputs, Tap, Taps, Target, Windo
 from whybox.detectors.dense import chunks
 from whybox.detectors.taps import seeds_of
 
-GRADIENT_BYTES = 64 * 2**20
-"""Aim for the largest tensor of a vectorised backward pass."""
+GRAPH_BYTES = {"cpu": 128 * 2**20, "cuda": 2**30}
+"""Aim for what all copies of a graph keep, by the kind of device."""
+
+MAX_COPIES = 64
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,12 @@ class Below:
     """A layer in the graph of an `Ascent`, or what a layer goes through to enter it.
 
     Attributes:
-        tensor: to differentiate by.
-        to_map: lays gradients (S, *tensor.shape) out as maps (S, C, h, w).
+        tensor: to differentiate by; the copies come first.
+        to_maps: lays gradients, of the tensor's shape, out as maps (B, C, h, w).
     """
 
     tensor: Tensor
-    to_map: Callable[[Tensor], Tensor]
+    to_maps: Callable[[Tensor], Tensor] = lambda gradient: gradient
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Ascent:
-    """The way up from the lowest of some layers, with its graph.
+    """The way up from the lowest of some layers, with its graph, for B copies.
 
     Attributes:
-        raw: name → float (1, Q, width), what the network says of its queries.
+        raw: name → float (B, Q, width), what the network says of its queries.
         layers: name → layer.
         entries: name → entry, for layers that have one.
     """
@@ -72,21 +75,19 @@ class QueryViews:
 
     def __init__(
         self,
-        ascend: Callable[[], Ascent],
+        ascend: Callable[[int], Ascent],
         candidates: Tensor,
         raw: Mapping[str, Tensor],
         outputs: Callable[[Mapping[str, Tensor]], Outputs],
-        row_bytes: int,
     ) -> None:
-        """Take the way up, the candidates int64 (N,), their raw outputs (N, width) and their decoding.
+        """Take the way up for so many copies, the candidates int64 (N,), their raw outputs and decoding.
 
-        `row_bytes` is of the largest tensor that one gradient needs on its way.
+        Raw outputs are name → float (N, width).
         """
         self._ascend = ascend
         self.candidates = candidates
         self._raw = raw
         self._outputs = outputs
-        self._row_bytes = row_bytes
         self.boxes = outputs(raw).sides
 
     def gradients(
@@ -104,42 +105,61 @@ class QueryViews:
             (C', h, w), else None, and the gradients (n, T, C, h, w).
         """
         seeds = seeds_of(targets, self._outputs, self._raw)
-        ascent = self._ascend()
-        tops = [ascent.raw[name] for name in seeds]
+        count = len(targets)
+        ascent, copies = self._copies(len(self.candidates) * count)
         taken = [ascent.entries.get(name) if entries else None for name in names]
         belows = [
             ascent.layers[name] if entry is None else entry.below
             for name, entry in zip(names, taken, strict=True)
         ]
-        for part in chunks(len(self.candidates), GRADIENT_BYTES // (self._row_bytes * len(targets))):
+        for part in chunks(len(self.candidates), copies // count):
             picks = torch.arange(part.start, part.stop, device=self.candidates.device)
-            count = len(picks) * len(targets)
-            queries = self.candidates[picks].repeat_interleave(len(targets))
-            rows = torch.arange(count, device=queries.device)
-            starts = []
-            for top, seed in zip(tops, seeds.values(), strict=True):
-                start = top.new_zeros((count, *top.shape))  # [S, 1, Q, width]
-                start[rows, 0, queries] = seed[picks].flatten(0, 1)
-                starts.append(start)
-            pulled = torch.autograd.grad(
-                tops,
-                [below.tensor for below in belows],
-                starts,
-                retain_graph=True,
-                is_grads_batched=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
-            yield (
-                picks,
-                [
-                    (
-                        None if entry is None else entry.values,
-                        below.to_map(gradient).unflatten(0, (len(picks), len(targets))),
-                    )
-                    for entry, below, gradient in zip(taken, belows, pulled, strict=True)
-                ],
-            )
+            queries = self.candidates[picks].repeat_interleave(count)
+            rows = {name: seed[picks].flatten(0, 1) for name, seed in seeds.items()}  # [n·T, width]
+            pulled = [
+                _pull(ascent, belows, queries[few], {name: row[few] for name, row in rows.items()})
+                for few in chunks(len(queries), copies)
+            ]
+            made = [torch.cat(parts).unflatten(0, (len(picks), count)) for parts in zip(*pulled, strict=True)]
+            shown = [None if entry is None else entry.values for entry in taken]
+            yield picks, list(zip(shown, made, strict=True))
+
+    def _copies(self, wanted: int) -> tuple[Ascent, int]:
+        """Run upwards on as many copies as fit, of those wanted."""
+        kept: dict[int, int] = {}
+
+        def count(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            one = self._ascend(1)
+        # The weights are among what is kept, once for all copies; so this errs on the small side.
+        limit = GRAPH_BYTES.get(self.candidates.device.type, GRAPH_BYTES["cpu"])
+        copies = max(1, min(wanted, MAX_COPIES, limit // max(1, sum(kept.values()))))
+        return (one, 1) if copies == 1 else (self._ascend(copies), copies)
+
+
+def _pull(
+    ascent: Ascent, belows: Sequence[Below], queries: Tensor, seeds: Mapping[str, Tensor]
+) -> list[Tensor]:
+    """Take m seeds back, m <= B, each in a copy of its own: gradients (m, C, h, w) by each layer."""
+    rows = torch.arange(len(queries), device=queries.device)
+    starts = []
+    for name, seed in seeds.items():
+        start = torch.zeros_like(ascent.raw[name])  # [B, Q, width]
+        start[rows, queries] = seed
+        starts.append(start)
+    pulled = torch.autograd.grad(
+        [ascent.raw[name] for name in seeds],
+        [below.tensor for below in belows],
+        starts,
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return [below.to_maps(gradient)[: len(queries)] for below, gradient in zip(belows, pulled, strict=True)]
 
 
 class QueryTap(Tap):

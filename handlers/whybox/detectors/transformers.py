@@ -148,6 +148,7 @@ class TransformersDetector(WhiteBoxDetector):
                     else f" (or {count - 1} and background: true, if its first class is unused)"
                 )
             )
+        self._norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
         self._body = model.model.backbone.model
         if not (hasattr(self._body, "embedder") and hasattr(getattr(self._body, "encoder", None), "stages")):
             raise ValueError(
@@ -241,14 +242,27 @@ class TransformersDetector(WhiteBoxDetector):
     def _climb(self, x: Tensor, start: str | None = None) -> dict[str, Tensor]:
         """Run the backbone from the pixels, or from a stage's map: that map and those above it."""
         maps = {} if start is None else {start: x}
-        if start is None:
-            x = self._body.embedder(x)
-        below = start is not None
-        for name, stage in zip(self._stage_names, self._body.encoder.stages, strict=True):
-            if not below:
-                x = maps[name] = stage(x)
-            below = below and name != start
+        with self._sound_norms():
+            if start is None:
+                x = self._body.embedder(x)
+            below = start is not None
+            for name, stage in zip(self._stage_names, self._body.encoder.stages, strict=True):
+                if not below:
+                    x = maps[name] = stage(x)
+                below = below and name != start
         return maps
+
+    @contextmanager
+    def _sound_norms(self) -> Iterator[None]:
+        """Have batch norms written out, in the block, where gradients are wanted.
+
+        PyTorch's own gradient of a batch norm in evaluation is wrong on CPUs (seen with 2.15) where the
+        gradient that comes in has its channels last in memory and the map has not: so below a transformer.
+        """
+        with ExitStack() as stack:
+            for norm in self._norms if torch.is_grad_enabled() else []:
+                stack.enter_context(_substituted(norm, written_out(norm)))
+            yield
 
     @property
     def _stage_names(self) -> list[str]:
@@ -261,7 +275,7 @@ class TransformersDetector(WhiteBoxDetector):
         *,
         memory: Any = None,
         queries: Tensor | None = None,
-        graph: bool = False,
+        eager: bool = False,
         watch: Mapping[nn.Module, Callable[[Any], Any]] | None = None,
         record: Mapping[nn.Module, list[tuple[dict[str, Any], Any]]] | None = None,
     ) -> _Said:
@@ -272,7 +286,7 @@ class TransformersDetector(WhiteBoxDetector):
             stages: maps of the backbone.
             memory: taken for the encoder's, in the library's form; None for its own.
             queries: int64 (B, Q), the cells that queries are taken from; None for the network's own choice.
-            graph: in a form that many gradients can go back through at once, and that knows its attention.
+            eager: with attention that knows its weights; see `eager_attention`.
             watch: modules whose outputs are shown to somebody, who may return others to be taken for them.
             record: modules, each with a list that their keyword arguments and outputs are put into.
         """
@@ -280,6 +294,7 @@ class TransformersDetector(WhiteBoxDetector):
         features.feature_maps = tuple(stages[name] for name in self._used)
         given = {} if memory is None else {"encoder_outputs": BaseModelOutput(last_hidden_state=memory)}
         with ExitStack() as stack:
+            stack.enter_context(self._sound_norms())
             stack.enter_context(_substituted(self._body, lambda *_, **__: features))
             if queries is not None and self._selector is not None:
                 stack.enter_context(_substituted(self._selector, lambda x: _ranks(x, queries)))
@@ -287,7 +302,7 @@ class TransformersDetector(WhiteBoxDetector):
                 stack.enter_context(_watched(module, look))
             for module, list_of in (record or {}).items():
                 stack.enter_context(_recorded(module, list_of))
-            if graph:
+            if eager:
                 stack.enter_context(eager_attention(self.model))
             said = self.model(pixel_values=pixels, return_dict=True, **given)
         return _Said(
@@ -432,7 +447,7 @@ class TransformersDetector(WhiteBoxDetector):
 
         maps = {**forward.stages, **forward.levels}
         views = QueryViews(
-            lambda: self._ascend(forward, image, layers), candidates, raw, outputs, self._row_bytes(forward)
+            lambda copies: self._ascend(forward, image, layers, copies), candidates, raw, outputs
         )
         return QueryTaps(
             [
@@ -456,29 +471,23 @@ class TransformersDetector(WhiteBoxDetector):
         sizes = [(layer.shape[2], layer.shape[3])]
         return level_grids(forward.batch.frames[image], (padded[2], padded[3]), sizes, one)
 
-    def _row_bytes(self, forward: Forward) -> int:
-        """Bytes of the largest tensor on one gradient's way: a map, or the attention of all tokens to all."""
-        maps = max(layer[0].numel() for layer in (*forward.stages.values(), *forward.levels.values()))
-        tokens = max(level.shape[2] * level.shape[3] for level in forward.levels.values())
-        heads = int(self.model.config.encoder_attention_heads) if self.kind.alone else 0
-        return 4 * max(maps, heads * tokens**2)
-
     @torch.enable_grad()
-    def _ascend(self, forward: Forward, image: int, layers: Sequence[str]) -> Ascent:
-        """Run the network from the lowest of some layers on, with the graph."""
-        pixels = forward.batch.pixels[image : image + 1]
-        own = {name: stage[image : image + 1] for name, stage in forward.stages.items()}
+    def _ascend(self, forward: Forward, image: int, layers: Sequence[str], copies: int) -> Ascent:
+        """Run the network from the lowest of some layers on, with the graph, for copies of one picture."""
+
+        def repeated(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: v[image : image + 1].expand(copies, -1, -1, -1) for name, v in values.items()}
+
+        pixels = forward.batch.pixels[image : image + 1].expand(copies, -1, -1, -1)
+        own = repeated(forward.stages)
         queries = forward.extra["queries"]
-        held = None if queries is None else queries[image : image + 1]
+        held = None if queries is None else queries[image : image + 1].expand(copies, -1)
         asked = [name for name in own if name in layers]
         if not asked:
-            maps = [level[image : image + 1].clone().requires_grad_() for level in forward.levels.values()]
-            said = self._run(pixels, own, memory=self._memory_of(maps), queries=held, graph=True)
-            below = {
-                name: Below(level, lambda gradient: gradient[:, 0])
-                for name, level in zip(self._memory_names, maps, strict=True)
-            }
-            return Ascent(said.raw, below, {})
+            levels = {name: v.clone().requires_grad_() for name, v in repeated(forward.levels).items()}
+            memory = self._memory_of(list(levels.values()))
+            said = self._run(pixels, own, memory=memory, queries=held)
+            return Ascent(said.raw, {name: Below(level) for name, level in levels.items()}, {})
         seen: list[Tensor] = []
         watch: dict[nn.Module, Callable[[Any], Any]] = {}
         if self.kind.maps:
@@ -489,20 +498,20 @@ class TransformersDetector(WhiteBoxDetector):
         if conv is not None and last in layers:
             watch[conv] = seen.append
         own |= self._climb(own[asked[0]].clone().requires_grad_(), asked[0])
-        said = self._run(pixels, own, queries=held, graph=True, watch=watch)
-        below = {name: Below(own[name], lambda gradient: gradient[:, 0]) for name in asked}
+        said = self._run(pixels, own, queries=held, watch=watch)
+        below = {name: Below(own[name]) for name in asked}
         for position, name in enumerate(self._memory_names):
             below[name] = self._below_memory(said.memory, own, position)
         entries = {}
         if seen and conv is not None:
-            values = torch.nn.functional.conv2d(own[last].detach(), conv.weight)[0]
-            entries[last] = Entry(Below(seen[0], lambda gradient: gradient[:, 0]), values)
+            values = torch.nn.functional.conv2d(own[last][:1].detach(), conv.weight)[0]
+            entries[last] = Entry(Below(seen[0]), values)
         return Ascent(said.raw, below, entries)
 
     def _below_memory(self, memory: Any, stages: Mapping[str, Tensor], position: int) -> Below:
         if self.kind.maps:
-            return Below(memory[position], lambda gradient: gradient[:, 0])
-        return Below(memory, lambda gradient: self._maps_of(gradient[:, 0], stages)[position])
+            return Below(memory[position])
+        return Below(memory, lambda gradient: self._maps_of(gradient, stages)[position])
 
     @torch.no_grad()
     def resume(self, forward: Forward, image: int, layer: str, maps: Sequence[Tensor]) -> Forward:
@@ -538,7 +547,7 @@ class TransformersDetector(WhiteBoxDetector):
         with torch.enable_grad():
             pixels = batch.pixels.detach().requires_grad_()
             stages = self._climb(pixels)
-            said = self._run(batch.pixels, stages, queries=queries, graph=True)
+            said = self._run(batch.pixels, stages, queries=queries)
         forward = self._forward(batch, {}, said, keep=False)
 
         def outputs(version: int, candidates: Tensor, labels: Tensor) -> Outputs:
@@ -583,7 +592,7 @@ class TransformersDetector(WhiteBoxDetector):
             forward.batch.pixels[image : image + 1],
             {name: stage[image : image + 1] for name, stage in forward.stages.items()},
             queries=None if queries is None else queries[image : image + 1],
-            graph=True,
+            eager=True,
             record=records,
         )
         maps = []
@@ -606,7 +615,7 @@ class TransformersDetector(WhiteBoxDetector):
     def stage_outputs(self, batch: Batch, regions: Tensor | None = None) -> list[StageOutputs]:
         """See `WhiteBoxDetector.stage_outputs`; a query's anchor is its own box."""
         del regions  # there are no proposals
-        said = self._run(batch.pixels, self._climb(batch.pixels), graph=True)
+        said = self._run(batch.pixels, self._climb(batch.pixels))
         raw = {name: value[0] for name, value in said.raw.items()}
         _, boxes = self._decode(raw, batch.frames[0])
         logits = self._of_classes(raw["logits"])
@@ -629,6 +638,15 @@ def _substituted(module: nn.Module, forward: Callable[..., Any]) -> Iterator[Non
             del module.forward
         else:
             module.forward = own
+
+
+def written_out(norm: nn.BatchNorm2d) -> Callable[[Tensor], Tensor]:
+    """Return a batch norm's function in evaluation, as a product and a sum."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
+    shift = (0 if norm.bias is None else norm.bias) - norm.running_mean * scale
+    return lambda x: x * scale[:, None, None] + shift[:, None, None]
 
 
 def _copied(made: Any) -> Any:
@@ -661,10 +679,7 @@ def _recorded(module: nn.Module, record: list[tuple[dict[str, Any], Any]]) -> It
 
 @contextmanager
 def eager_attention(model: Any) -> Iterator[None]:
-    """Have attention written out in products of matrices, in the block.
-
-    Fused attention keeps no weights, and its gradient cannot be vectorised.
-    """
+    """Have attention written out in products of matrices, in the block: fused, it keeps no weights."""
     config = model.config
     own = config._attn_implementation
     config._attn_implementation = "eager"
