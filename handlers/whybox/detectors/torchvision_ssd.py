@@ -15,10 +15,10 @@ from whybox.detectors.dense import Places, Tower, locate
 from whybox.detectors.postprocess import contenders
 from whybox.detectors.stage_outputs import StageOutputs
 from whybox.detectors.taps import DenseHead, DenseLevelTap, PerLevelTap
-from whybox.detectors.torchvision import OneStageDetector, grids_of
+from whybox.detectors.torchvision import TorchvisionOneStage
 
 
-class SsdDetector(OneStageDetector):
+class SsdDetector(TorchvisionOneStage):
     """torchvision's SSD, on a backbone that has a ``body`` and an ``fpn`` (which may do nothing).
 
     The levels differ in their channels, so each has its own towers: single convolutions. torchvision's own
@@ -85,7 +85,7 @@ class SsdDetector(OneStageDetector):
         extra = forward.extra
         levels = [level[image] for level in forward.levels.values()]
         places = locate(candidates, [(x.shape[1], x.shape[2]) for x in levels], extra["per_cell"])
-        grids = grids_of(forward, image, levels, places.levels)
+        grids = self._level_grids(forward, image, places.levels)
         anchors = extra["anchors"][candidates]
         raw = {name: value[image, candidates] for name, value in extra["raw"].items()}
         boxes = self._decode(raw, anchors)[1]
