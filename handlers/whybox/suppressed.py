@@ -53,7 +53,7 @@ def messages_of_reasons(
     dropped, by = reasons.dropped[chosen], reasons.by[chosen]
     keys = list(zip(contenders.candidates[by].tolist(), contenders.labels[by].tolist(), strict=True))
     rows = zip(
-        found.frame.to_image(contenders.boxes[dropped]).tolist(),
+        contenders.shown(dropped, found.frame).tolist(),
         contenders.labels[dropped].tolist(),
         contenders.scores[dropped].tolist(),
         [positions.get(key) if place >= 0 else None for key, place in zip(keys, by.tolist(), strict=True)],

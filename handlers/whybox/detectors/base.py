@@ -27,6 +27,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import clip_boxes_to_image
 
 from whybox.detectors.stage_outputs import StageOutputs
 from whybox.gaussian import smooth, smoothing_margin
@@ -134,16 +135,26 @@ class Contenders:
     """The (candidate, class) pairs of one picture that enter the suppression of duplicates.
 
     Attributes:
-        boxes: float (N, 4), network frame, clipped to the picture.
+        boxes: float (N, 4), network frame, clipped to the picture unless `trim`.
         labels: int64 (N,).
         scores: float (N,).
         candidates: int64 (N,), positions in `Candidates`.
+        trim: what the suppression leaves is clipped to the picture afterwards, and boxes of which nothing is
+            left then are dropped.
     """
 
     boxes: Tensor
     labels: Tensor
     scores: Tensor
     candidates: Tensor
+    trim: bool = False
+
+    def shown(self, rows: Tensor, frame: Frame) -> Tensor:
+        """Return the boxes at some positions, int64 (n,), as answers have them: float (n, 4), image frame."""
+        boxes = self.boxes[rows]
+        if self.trim:
+            boxes = clip_boxes_to_image(boxes, (frame.network_height, frame.network_width))
+        return frame.to_image(boxes)
 
 
 @dataclass(frozen=True)
@@ -681,13 +692,16 @@ def detections_of(
 ) -> Detections:
     """Return the contenders that stay, the best `max_detections` of them, in the image frame."""
     keep = verdict.kept[: settings.max_detections]
-    return Detections(
-        boxes=frame.to_image(found.boxes[keep]),
+    detections = Detections(
+        boxes=found.shown(keep, frame),
         labels=found.labels[keep],
         scores=verdict.scores[: settings.max_detections],
         class_scores=candidates.scores[found.candidates[keep]],
         candidates=found.candidates[keep],
     )
+    if not found.trim:
+        return detections
+    return detections[(detections.boxes[:, 2:] > detections.boxes[:, :2]).all(1)]
 
 
 def group_by_shape(shapes: Sequence[tuple[int, ...]]) -> list[list[int]]:

@@ -17,6 +17,8 @@ def contenders(
     group_limit: int | None = None,
     class_limit: int | None = None,
     min_side: float = 0.0,
+    clip: bool = True,
+    trim: bool = False,
 ) -> Contenders:
     """Threshold, limit each group, clip to the picture.
 
@@ -29,17 +31,19 @@ def contenders(
         group_limit: most (candidate, class) pairs that enter NMS from each group; None for no limit.
         class_limit: most candidates of each class that enter; None for no limit.
         min_side: boxes with a shorter side after clipping, in network pixels, are dropped.
+        clip: clip; otherwise `min_side` is of the boxes as they are.
+        trim: see `Contenders`.
     """
     rows, labels = _above(candidates, settings.score_threshold, group_limit)
     if class_limit is not None:
         best = _best_of_each(candidates.scores[rows, labels], labels, class_limit)
         rows, labels = rows[best], labels[best]
     scores = candidates.scores[rows, labels]
-    boxes = clip_boxes_to_image(
-        candidates.boxes_of(rows, labels), (frame.network_height, frame.network_width)
-    )
+    boxes = candidates.boxes_of(rows, labels)
+    if clip:
+        boxes = clip_boxes_to_image(boxes, (frame.network_height, frame.network_width))
     wide = ((boxes[:, 2:] - boxes[:, :2]) >= min_side).all(1)
-    return Contenders(boxes[wide], labels[wide], scores[wide], rows[wide])
+    return Contenders(boxes[wide], labels[wide], scores[wide], rows[wide], trim)
 
 
 def _above(candidates: Candidates, threshold: float, group_limit: int | None) -> tuple[Tensor, Tensor]:

@@ -17,17 +17,21 @@ from whybox.detectors.dense import chunks
 from whybox.detectors.taps import CHUNK_BYTES
 from whybox.gaussian import gaussian_weights, smoothing_margin
 
+LEAST_ALIGNED = 1e-3
+"""Of a cell: a region that has no width or height has cells all the same."""
+
 
 @dataclass(frozen=True)
 class Regions:
-    """N regions of one picture and how their features are pooled (RoIAlign, not aligned).
+    """N regions of one picture and how their features are pooled by RoIAlign.
 
     Attributes:
         boxes: float (N, 4), network frame.
         levels: int64 (N,), the level each is pooled from.
         scales: of each level, cells per network pixel.
         output: (h, w) of the pooled features.
-        sampling_ratio: samples per bin and axis.
+        sampling_ratio: samples per bin and axis; 0 for as many as a bin has cells, rounded up.
+        aligned: cell i lies at i + ½ and not at i, and regions may be smaller than a cell.
     """
 
     boxes: Tensor
@@ -35,6 +39,7 @@ class Regions:
     scales: Sequence[float]
     output: tuple[int, int]
     sampling_ratio: int
+    aligned: bool = False
 
     def pool(self, levels: Sequence[Tensor], picks: Tensor) -> Tensor:
         """Pool chosen regions from levels (C, H, W) each: float (n, C, h, w)."""
@@ -43,7 +48,7 @@ class Regions:
             here = torch.where(self.levels[picks] == level)[0]
             rois = F.pad(self.boxes[picks[here]], (1, 0))
             pooled[here] = roi_align(
-                levels[level][None], rois, self.output, self.scales[level], self.sampling_ratio
+                levels[level][None], rois, self.output, self.scales[level], self.sampling_ratio, self.aligned
             )
         return pooled
 
@@ -62,10 +67,7 @@ class Regions:
         """
         level = int(self.levels[picks[0]])
         length, bins = cells.sizes[level][1 - axis], self.output[1 - axis]
-        low, high = (self.boxes[picks][:, [axis, axis + 2]] * self.scales[level]).unbind(1)
-        samples = torch.arange(bins * self.sampling_ratio, device=picks.device) + 0.5
-        step = (high - low).clamp(min=1) / len(samples)
-        at = low[:, None] + samples * step[:, None]  # [n, bins · samples]
+        at, counted = self._samples(picks, axis, level, bins)  # [n, bins · samples]
         counts = (at >= -1) & (at <= length)
         at = at.clamp(0, length - 1)
         nearest = at.floor()
@@ -73,8 +75,34 @@ class Regions:
         here = (start[:, None] + torch.arange(size, device=picks.device))[:, :, None]  # [n, size, 1]
         weights = (here == nearest[:, None]) * (1 - fraction[:, None])
         weights = weights + (here == nearest[:, None] + 1) * fraction[:, None]
-        binned: Tensor = (weights * counts[:, None]).unflatten(2, (bins, -1)).mean(3)
-        return binned
+        if counted is None:
+            binned: Tensor = (weights * counts[:, None]).unflatten(2, (bins, -1)).mean(3)
+            return binned
+        shares = counted / counted.sum(1, keepdim=True).div(bins).clamp(min=1)
+        return (weights * (counts * shares)[:, None]).unflatten(2, (bins, -1)).sum(3)
+
+    def _samples(self, picks: Tensor, axis: int, level: int, bins: int) -> tuple[Tensor, Tensor | None]:
+        """Where RoIAlign samples along one axis, in cells.
+
+        Returns:
+            float (n, bins · samples); and where the number of samples differs between regions, which of them
+            there are, bool of the same shape.
+        """
+        low, high = (self.boxes[picks][:, [axis, axis + 2]] * self.scales[level]).unbind(1)
+        if self.aligned:
+            low, high = low - 0.5, high - 0.5
+        length = high - low if self.aligned else (high - low).clamp(min=1)
+        if self.sampling_ratio > 0:
+            samples = torch.arange(bins * self.sampling_ratio, device=picks.device) + 0.5
+            step = length / len(samples)
+            return low[:, None] + samples * step[:, None], None
+        own = (length / bins).ceil()  # of each bin, [n]
+        most = max(1, int(own.max()))
+        number = torch.arange(most, device=picks.device).expand(bins, -1)  # [bins, samples]
+        within = (number + 0.5) / own.clamp(min=1)[:, None, None]  # [n, bins, samples]
+        places = torch.arange(bins, device=picks.device)[:, None] + within
+        at = low[:, None] + (places * (length / bins)[:, None, None]).flatten(1)
+        return at, (number < own[:, None, None]).flatten(1)
 
 
 class RoiTap(Tap):
@@ -103,6 +131,8 @@ class RoiTap(Tap):
         )
         # RoIAlign without `aligned` never pools less than one cell of the level.
         least = 1 / torch.tensor(regions.scales, device=sides.device)[regions.levels, None]
+        if regions.aligned:
+            least = least * LEAST_ALIGNED
         grid = torch.tensor([regions.output[1], regions.output[0]], device=sides.device)
         self.grids = Grids(
             offsets=regions.boxes[:, :2],
@@ -184,7 +214,7 @@ class RoiLevelTap(Tap):
                 height,
                 width,
                 regions.sampling_ratio,
-                False,
+                regions.aligned,
             )
             corners, size = origins - margin, (height + 2 * margin, width + 2 * margin)
             numbers = self._cells.windows(regions.levels[picks], corners, size)
@@ -202,9 +232,6 @@ class RoiLevelTap(Tap):
         and so is Φ: both are applied by `smoothed_heat`, after the sum over the channels.
         """
         regions = self.roi.regions
-        if regions.sampling_ratio <= 0:  # the number of samples differs between regions
-            yield from super().heat(targets, sigmas)
-            return
         bins = regions.output[0] * regions.output[1]
         margin = min(smoothing_margin(sigmas), max(map(max, self._cells.sizes)))
         for window in self.roi.windows(targets):

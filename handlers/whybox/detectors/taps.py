@@ -36,7 +36,28 @@ def level_grids(
     """
     shapes = torch.tensor(sizes, dtype=torch.float32, device=levels.device)[levels]  # [N, 2] rows, columns
     cells = torch.tensor(padded, dtype=torch.float32, device=levels.device) / shapes
-    picture = torch.tensor([frame.network_height, frame.network_width], device=levels.device)
+    return _grids(frame, cells, shapes)
+
+
+def strided_grids(
+    frame: Frame, strides: Sequence[int], sizes: Sequence[tuple[int, int]], levels: Tensor
+) -> Grids:
+    """Grids of whole feature maps whose strides are known, whatever the padding; see `level_grids`.
+
+    Args:
+        frame: of the picture.
+        strides: network pixels per cell of each map.
+        sizes: (H, W) of each map.
+        levels: int64 (N,), which map each candidate belongs to.
+    """
+    shapes = torch.tensor(sizes, dtype=torch.float32, device=levels.device)[levels]
+    cells = torch.tensor(strides, dtype=torch.float32, device=levels.device)[levels, None].expand(-1, 2)
+    return _grids(frame, cells, shapes)
+
+
+def _grids(frame: Frame, cells: Tensor, shapes: Tensor) -> Grids:
+    """Grids of maps with cells and shapes (N, 2), rows and columns."""
+    picture = torch.tensor([frame.network_height, frame.network_width], device=cells.device)
     covered = torch.minimum((picture / cells).ceil(), shapes).long()
     return Grids(offsets=(1 - cells.flip(1)) / 2, cells=cells.flip(1), sizes=covered.flip(1))
 

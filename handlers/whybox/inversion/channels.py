@@ -31,7 +31,11 @@ def uneven_channels(detector: WhiteBoxDetector, deviation: float, random: torch.
         yield
         return
     convolutions = [module for module in detector.backbone.modules() if isinstance(module, nn.Conv2d)]
-    own = [(module, name, value) for module in convolutions for name, value in module.named_parameters()]
+    own = [
+        (module, name, value)
+        for module in convolutions
+        for name, value in module.named_parameters(recurse=False)
+    ]
     factors = {
         module: 1 + deviation * torch.randn(module.out_channels, generator=random) for module in convolutions
     }
