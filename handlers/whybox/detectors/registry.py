@@ -12,6 +12,7 @@ from whybox.recipe import Recipe, RecipeError
 FAMILIES: dict[str, str] = {
     "torchvision": "whybox.detectors.torchvision_loader",
     "transformers": "whybox.detectors.transformers_loader",
+    "detectron2": "whybox.detectors.detectron2_loader",
 }
 """Name → module with the functions of a `Family`."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import safetensors
@@ -36,16 +36,34 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a weights file into a model, in the model's own precision.
+    """Load a weights file into a model, in the model's own precision; see `fit_weights`."""
+    fit_weights(model, read_weights(path), path)
+
+
+def fit_weights(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    path: Path,
+    *,
+    optional: Callable[[str], bool] = lambda _name: False,
+) -> None:
+    """Load weights into a model, in the model's own precision.
 
     Counters of batches (``num_batches_tracked``) may be missing: evaluation does not use them.
+
+    Args:
+        model: the model.
+        weights: by name.
+        path: where they come from, for messages.
+        optional: says of a name that it may be missing besides; the model keeps its own value then.
 
     Raises:
         RecipeError: naming keys that are missing, left over or of another shape.
     """
-    weights = read_weights(path)
     wanted = model.state_dict()
-    missing = [k for k in wanted if k not in weights and not k.endswith("num_batches_tracked")]
+    missing = [
+        k for k in wanted if k not in weights and not k.endswith("num_batches_tracked") and not optional(k)
+    ]
     extra = [k for k in weights if k not in wanted]
     shaped = [
         f"{k} {tuple(weights[k].shape)}, expected {tuple(v.shape)}"
