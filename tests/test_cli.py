@@ -270,8 +270,9 @@ class TestNoService:
     def test_a_recipe_by_name(self, tmp_path: Path) -> None:
         (tmp_path / "model_store").mkdir()
         (tmp_path / "model_store" / "Mine.yaml").write_text("nonsense: true\n")
-        done = process(tmp_path, "models", "build", "Mine", "--weights", ".")
-        assert done.stderr.startswith(f"Error: {Path('model_store/Mine.yaml')}: ")
+        for name in ("Mine", "mine"):
+            done = process(tmp_path, "models", "build", name, "--weights", ".")
+            assert done.stderr.startswith(f"Error: {Path('model_store/Mine.yaml')}: ")
         done = process(tmp_path, "models", "build", "Your")
         assert done.returncode == 2
         assert "no file Your, and no recipe of that name in model_store" in " ".join(done.stderr.split())

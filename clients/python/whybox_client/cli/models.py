@@ -69,9 +69,10 @@ def _find_recipes(_ctx: click.Context, _param: click.Parameter, given: tuple[Pat
 def _find_recipe(given: Path) -> Path:
     if given.is_file():
         return given
-    named = MODEL_STORE / f"{given}.yaml"
-    if len(given.parts) == 1 and given.suffix != ".yaml" and named.is_file():
-        return named
+    if len(given.parts) == 1 and given.suffix != ".yaml":
+        for path in sorted(MODEL_STORE.glob("*.yaml")):
+            if path.stem.lower() == str(given).lower():  # names of recipes have no capitals, a zoo's may
+                return path
     raise click.BadParameter(f"there is no file {given}, and no recipe of that name in {MODEL_STORE}")
 
 
