@@ -14,7 +14,7 @@ MARS   := $(DEMO:%=model_store/%.mar)
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve models test test-transformers lint types format proto train bench clean soak
+.PHONY: help setup demo serve models test test-detectron2 test-transformers lint types format proto train bench clean soak
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -49,6 +49,11 @@ test-transformers: $(STAMP) ## the tests of the transformers family, or what the
 	@$(BIN)/python -c "import transformers, scipy; print('transformers', transformers.__version__)" \
 		|| { echo "not installed: pip install 'whybox[transformers]'; see docs/detectors/transformers.md" >&2; exit 1; }
 	$(BIN)/python -m pytest tests/test_transformers.py tests/test_attention.py tests/test_inversion_queries.py $(PYTEST_ARGS)
+
+test-detectron2: $(STAMP) ## the tests of the detectron2 family, which is installed by hand
+	@$(BIN)/python -c "import detectron2; print('detectron2', detectron2.__version__)" || \
+		{ echo "detectron2 cannot be imported in $(VENV): see docs/detectors/detectron2.md" >&2; exit 1; }
+	$(BIN)/python -m pytest tests/test_array_pickle.py tests/test_roi_taps.py tests/test_detectron2*.py $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .

@@ -79,7 +79,7 @@ def _config(recipe: Recipe, weights: Path) -> dict[str, Any]:
         return check_config(given, f"{recipe.name}: options.config")
     folder = weights if weights.is_dir() else weights.parent
     if given is None and recipe.architecture != OWN:
-        return _zoo_config(recipe)
+        return zoo_config(recipe)
     if given is None:
         given = CONFIG_FILE
     if not isinstance(given, str):
@@ -93,8 +93,14 @@ def _config(recipe: Recipe, weights: Path) -> dict[str, Any]:
     return read_config(path)
 
 
-def _zoo_config(recipe: Recipe) -> dict[str, Any]:
-    """Read a configuration of the installed detectron2's model zoo, by name; case does not matter."""
+def zoo_config(recipe: Recipe) -> dict[str, Any]:
+    """Read the configuration of the installed detectron2's model zoo that is a recipe's architecture.
+
+    Case does not matter; a name without its folder is looked for in `ZOO_FOLDERS`.
+
+    Raises:
+        RecipeError: if there is none of that name.
+    """
     root = Path(str(importlib.resources.files("detectron2"))) / "model_zoo" / "configs"
     named = {
         f"{folder}/{path.name}".casefold(): path
