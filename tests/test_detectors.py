@@ -83,6 +83,8 @@ def test_a_tower_that_cannot_be_pulled_back_is_refused() -> None:
     out = nn.Conv2d(4, 4, 3, padding=1)
     with pytest.raises(TypeError, match="got Sigmoid"):
         Tower.of(nn.Sequential(nn.Conv2d(4, 4, 3), nn.Sigmoid()), out=out)
+    with pytest.raises(TypeError, match="one after the other"):
+        Tower.of(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ModuleList([nn.ReLU()])), out=out)
     with pytest.raises(TypeError, match="a ReLU after each convolution"):
         Tower.of(nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(2)), nn.ReLU()), out=out)
     with pytest.raises(TypeError, match="keep the level's size"):

@@ -5,6 +5,7 @@ Where detectron2 is not installed these tests are skipped.
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import zipfile
@@ -158,7 +159,7 @@ def test_a_lazy_model_of_the_zoo_is_built_and_read_back(tmp_path: Path) -> None:
     LazyConfig.save(own, str(tmp_path / "saved.yaml"))
     saved = read_config(tmp_path / "saved.yaml")
     model, whole, pictures = loader._build_lazy(saved, "saved")
-    assert whole == loader._build_lazy(config, "zoo")[1]
+    assert json.loads(json.dumps(whole).replace("layers.shape_spec.", "layers.")) == config
     detector = wrap(model, [f"class {i}" for i in range(80)], pictures)
     assert isinstance(detector, FcosDetector)
     assert detector.layers["level"].channels == 256
@@ -171,7 +172,7 @@ class TestBadInput:
     def folder(self, tmp_path: Path) -> Path:
         return write("faster-rcnn", tmp_path / "mine")
 
-    def change(self, folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+    def change(self, folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
         path = folder / "model_final.pth"
         saved = torch.load(path, weights_only=True)
         change(saved["model"])
@@ -185,13 +186,13 @@ class TestBadInput:
 
     def test_a_missing_key(self, folder: Path) -> None:
         name = "roi_heads.box_predictor.cls_score.bias"
-        self.change(folder, lambda model: model.pop(name) and None)
+        self.change(folder, lambda model: model.pop(name))
         with pytest.raises(RecipeError, match=f"missing: {re.escape(name)}$"):
             load_detector(recipe("mine"), folder)
 
     def test_missing_statistics_are_no_caffe2(self, folder: Path) -> None:
         name = "backbone.bottom_up.stem.conv1.norm.running_var"
-        self.change(folder, lambda model: model.pop(name) and None)
+        self.change(folder, lambda model: model.pop(name))
         with pytest.raises(RecipeError, match=f"missing: {re.escape(name)}$"):
             load_detector(recipe("mine"), folder)
 
@@ -281,5 +282,5 @@ class TestBadInput:
         data["MODEL"]["RETINANET"]["NORM"] = "BN"
         (folder / "config.yaml").write_text(yaml.safe_dump(data))
         torch.save(build_model(config_of(data)).state_dict(), folder / "model_final.pth")
-        with pytest.raises(RecipeError, match="in a tower"):
+        with pytest.raises(RecipeError, match="one after the other in a tower"):
             load_detector(recipe("mine"), folder)

@@ -48,6 +48,9 @@ class Tower:
                 (the ReLU's mask is what stops gradients outside the level).
         """
         leaves = tuple(m for m in stack.modules() if not next(m.children(), None))
+        for module in stack.modules():
+            if module not in leaves and not isinstance(module, nn.Sequential):
+                raise TypeError(f"expected layers that run one after the other in a tower; got {module}")
         for leaf in leaves:
             if not isinstance(leaf, nn.Conv2d | nn.GroupNorm | nn.BatchNorm2d | nn.ReLU):
                 raise TypeError(f"expected Conv2d, GroupNorm, BatchNorm2d or ReLU in a tower; got {leaf}")
