@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg, instantiate
-from detectron2.modeling import build_model
+from detectron2.modeling import FCOS, build_model
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -77,7 +77,7 @@ MODELS: dict[str, list[dict[str, Any]]] = {
 
 ARCHITECTURES = (*MODELS, "fcos")
 
-FCOS: dict[str, Any] = {
+LAZY: dict[str, Any] = {
     "model": {
         "_target_": "detectron2.modeling.FCOS",
         "backbone": {
@@ -121,7 +121,7 @@ FCOS: dict[str, Any] = {
     },
     "input": {"min_size": 0, "max_size": 0, "format": "BGR"},
 }
-"""A tiny lazy configuration."""
+"""A tiny lazy configuration, of FCOS."""
 
 
 def sections(architecture: str, **input_: Any) -> dict[str, Any]:
@@ -157,8 +157,8 @@ def write(architecture: str, folder: Path, *, seed: int = 0, **input_: Any) -> P
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     if architecture == "fcos":
-        data: dict[str, Any] = {**FCOS, "input": {**FCOS["input"], **_lazy_input(input_)}}
-        model = instantiate(OmegaConf.create(FCOS["model"]))
+        data: dict[str, Any] = {**LAZY, "input": {**LAZY["input"], **_lazy_input(input_)}}
+        model = instantiate(OmegaConf.create(LAZY["model"]))
     else:
         data = sections(architecture, **input_)
         model = build_model(config_of(data))
@@ -187,14 +187,17 @@ def _lazy_input(sections_: dict[str, Any]) -> dict[str, Any]:
 
 def _spread(model: nn.Module) -> None:
     """Change random weights so that activations stay in bounds and many objects are found."""
+    fcos = isinstance(model, FCOS)
     for name, module in model.named_modules():
         if name.endswith("conv3.norm"):
             module.weight.fill_(0.5)
         if isinstance(module, nn.Conv2d) and "_subnet" in name:
             nn.init.normal_(module.weight, std=0.1)
         if name.endswith(("cls_score", "bbox_pred", "ctrness")):
-            nn.init.normal_(module.weight, std=0.1)
-            nn.init.zeros_(module.bias)
+            # Distances below zero are zero: FCOS' boxes would have no area.
+            distances = fcos and name.endswith("bbox_pred")
+            nn.init.normal_(module.weight, std=0.01 if distances else 0.1)
+            nn.init.constant_(module.bias, 1.5 if distances else 0.0)
 
 
 def config_of(data: dict[str, Any]) -> CfgNode:

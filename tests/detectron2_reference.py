@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from detectron2.modeling import FPN
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes
 from torch import Tensor
+from torchvision.models.detection._utils import BoxCoder
 
 from builders import random_image
 from slow_reference import held, scalar_of
-from whybox.detectors.base import Forward
+from whybox.detectors.base import Batch, Forward
 from whybox.detectors.detectron2 import Detectron2Detector
 
 Answer = tuple[Tensor, Tensor, Tensor]
@@ -24,14 +26,21 @@ Answer = tuple[Tensor, Tensor, Tensor]
 
 
 class SeenDetectron2:
-    """A detector and its pass over one picture, as `reference_parts.Seen` has them."""
+    """A detector and its pass over one picture, as `reference_parts.Seen` has them, in double precision.
+
+    detectron2's RPN works in single precision alone: its proposals are held.
+    """
 
     def __init__(self, detector: Detectron2Detector) -> None:
         self.detector = detector
         self.model: Any = detector.model
         # The last row and column of the finest levels lie on the padding, where there is one.
         ((_, batch),) = detector.prepare([random_image(90, 118)])
-        self.forward: Forward = detector.forward(batch, keep=True)
+        found = detector.forward(batch).extra.get("proposals")
+        _in_double(self.model)
+        held = {} if found is None else {"proposals": found[0].double()}
+        traced = detector.trace(Batch(batch.pixels.double(), batch.frames), held)
+        self.forward: Forward = traced.forward
 
     def gradients(
         self,
@@ -91,6 +100,25 @@ class SeenDetectron2:
                 features = heads.box_head[k](pool(self.model, levels, regions[:, k]))
                 said.append(heads.box_predictor[k](features)[0].softmax(1))
         return said
+
+
+class DoubleTransform:
+    """A transform of boxes that computes in the precision it is given; detectron2's own rounds to single."""
+
+    def __init__(self, transform: Box2BoxTransform) -> None:
+        self.coder = BoxCoder(transform.weights, transform.scale_clamp)
+
+    def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
+        made: Tensor = self.coder.decode_single(deltas, boxes)
+        return made
+
+
+def _in_double(model: Any) -> None:
+    """Give a model double precision, also where it decodes its boxes."""
+    for module in model.double().modules():
+        transform = getattr(module, "box2box_transform", None)
+        if isinstance(transform, Box2BoxTransform):
+            module.box2box_transform = DoubleTransform(transform)
 
 
 def levels_above(model: Any, pixels: Tensor, stage: str, leaf: Tensor) -> dict[str, Tensor]:

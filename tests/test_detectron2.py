@@ -24,11 +24,11 @@ from detectron2.engine import DefaultPredictor
 from omegaconf import OmegaConf
 
 from builders import LABELS, encoded, random_image
-from detectron2_parts import ARCHITECTURES, FCOS, config_of, load, sections
+from detectron2_parts import ARCHITECTURES, LAZY, config_of, load, sections
 from detectron2_reference import SeenDetectron2, levels_above
 from reference_parts import Case, compare_odam, double_precision
 from whybox.detectors.base import PostProcessing, WhiteBoxDetector
-from whybox.detectors.detectron2 import CascadeDetector, Detectron2Detector
+from whybox.detectors.detectron2 import CascadeDetector, Detectron2Detector, FcosDetector
 from whybox.engine import Engine
 from whybox.finding import find
 from whybox.inversion.inverter import Inverter
@@ -61,8 +61,9 @@ def detector(architecture: str, folders: Path) -> Detectron2Detector:
 
 @pytest.fixture(scope="module")
 def case(architecture: str, folders: Path) -> Iterator[Case]:
+    detector = load(architecture, folders / f"{architecture}-double")
     with double_precision():
-        yield Case(SeenDetectron2(load(architecture, folders / f"{architecture}-double")))
+        yield Case(SeenDetectron2(detector))
 
 
 def predicted(architecture: str, folder: Path, image: Tensor, **input_: object) -> tuple[Tensor, ...]:
@@ -73,7 +74,7 @@ def predicted(architecture: str, folder: Path, image: Tensor, **input_: object) 
         cfg.MODEL.WEIGHTS = str(folder / "model_final.pth")
         found = DefaultPredictor(cfg)(bgr)["instances"]
     else:
-        model = instantiate(OmegaConf.create(FCOS["model"])).eval()
+        model = instantiate(OmegaConf.create(LAZY["model"])).eval()
         DetectionCheckpointer(model).load(str(folder / "model_final.pth"))
         if input_:
             edge = input_["MIN_SIZE_TEST"]
@@ -153,6 +154,8 @@ def test_maps_equal_the_slow_reference(case: Case, layer: str, smoothing: float)
     if layer not in case.detector.layers:
         assert layer in ("roi", "res5"), "region features of one stage, and the stage in C4's head"
         return
+    if isinstance(case.detector, FcosDetector) and layer in ("res2", "res4"):
+        return  # its backbone is the largest here; these are compared together below
     with double_precision():
         compare_odam(case, [layer], smoothing)
 
@@ -164,9 +167,9 @@ def test_layers_together_equal_the_slow_reference(case: Case) -> None:
 
 
 def test_group_norm_is_differentiated_where_asked(folders: Path) -> None:
+    detector = load("fcos", folders / "fcos-exact")
     with double_precision():
-        case = Case(SeenDetectron2(load("fcos", folders / "fcos-exact")))
-        compare_odam(case, ["level"], 0.08, exact=True)
+        compare_odam(Case(SeenDetectron2(detector)), ["level"], 0.08, exact=True)
 
 
 def test_another_class_has_another_map(detector: Detectron2Detector) -> None:
@@ -266,13 +269,14 @@ def test_stages_say_what_the_detector_finds(detector: Detectron2Detector) -> Non
         for output in (stage.logits, stage.boxes):
             (gradient,) = torch.autograd.grad(output.sum(), picture, retain_graph=True)
             assert float(gradient.abs().sum()) > 0
-    if detector.masks:
-        masks = said[-1].masks
-        assert masks is not None
-        logits = masks(candidates.boxes_of(torch.tensor([0, 1]), torch.tensor([1, 2])), torch.tensor([1, 2]))
+    assert (stage.masks is not None) == detector.masks
+    if stage.masks is not None:
+        labels = torch.tensor([1, 2])
+        logits = stage.masks(candidates.boxes_of(torch.tensor([0, 1]), labels), labels)
         assert logits.shape[0] == 2
-        assert logits.shape[1] == logits.shape[2] > 6
-        assert logits.requires_grad
+        assert logits.shape[1] == logits.shape[2] >= 6
+        (gradient,) = torch.autograd.grad(logits.sum(), picture)
+        assert float(gradient.abs().sum()) > 0
 
 
 def test_resizing_is_differentiable_and_near_pillows(folders: Path) -> None:
@@ -300,9 +304,11 @@ def test_a_cascades_scores_are_means_over_its_heads(folders: Path) -> None:
     forward = detector.forward(batch)
     held = forward.extra["proposals"][0]
     assert held.shape[1:] == (3, 4)
-    earlier = sum(SeenDetectron2(detector).earlier(held))
-    last = forward.extra["raw"]["logits"][0].softmax(1)
-    torch.testing.assert_close(detector.candidates(forward, 0).scores, ((earlier + last) / 3)[:, :-1])
+    candidates = detector.candidates(forward, 0)
+    last = forward.extra["raw"]["logits"][0].softmax(1).double()
+    with double_precision():
+        earlier = sum(SeenDetectron2(detector).earlier(held.double()))
+        torch.testing.assert_close(candidates.scores.double(), ((earlier + last) / 3)[:, :-1])
 
 
 @pytest.mark.parametrize("method", ["odam", "grad_cam", "d_rise", "odsmoothgrad", "mask_out", "activation"])
