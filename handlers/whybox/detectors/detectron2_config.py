@@ -268,7 +268,8 @@ def _object(loader: _Loader, name: str, node: yaml.Node) -> dict[str, Any]:
         raise yaml.constructor.ConstructorError(
             None, None, f"found an object of Python, {name}", node.start_mark
         )
-    return {"_target_": name, **loader.construct_mapping(node, deep=True)}
+    fields = {str(key): value for key, value in loader.construct_mapping(node, deep=True).items()}
+    return {"_target_": name, **fields}
 
 
 _Loader.add_constructor(f"{_PYTHON}tuple", _tuple)

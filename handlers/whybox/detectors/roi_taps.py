@@ -75,11 +75,13 @@ class Regions:
         here = (start[:, None] + torch.arange(size, device=picks.device))[:, :, None]  # [n, size, 1]
         weights = (here == nearest[:, None]) * (1 - fraction[:, None])
         weights = weights + (here == nearest[:, None] + 1) * fraction[:, None]
+        binned: Tensor
         if counted is None:
-            binned: Tensor = (weights * counts[:, None]).unflatten(2, (bins, -1)).mean(3)
-            return binned
-        shares = counted / counted.sum(1, keepdim=True).div(bins).clamp(min=1)
-        return (weights * (counts * shares)[:, None]).unflatten(2, (bins, -1)).sum(3)
+            binned = (weights * counts[:, None]).unflatten(2, (bins, -1)).mean(3)
+        else:
+            shares = counted / counted.sum(1, keepdim=True).div(bins).clamp(min=1)
+            binned = (weights * (counts * shares)[:, None]).unflatten(2, (bins, -1)).sum(3)
+        return binned
 
     def _samples(self, picks: Tensor, axis: int, level: int, bins: int) -> tuple[Tensor, Tensor | None]:
         """Where RoIAlign samples along one axis, in cells.
