@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,17 +56,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--models", nargs="+", choices=[*MODELS], default=[*MODELS], help="only these")
     parser.add_argument("--memory", nargs=2, metavar=("MODEL", "WHAT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
         print(json.dumps(peak(*options.memory)))
     else:
-        tables()
+        tables(options.models)
 
 
-def tables() -> None:
-    """Print what is measured."""
-    cases = [(name, size, *load(name, size)) for name in MODELS for size in SIZES]
+def tables(names: Sequence[str]) -> None:
+    """Print what is measured of some models."""
+    cases = [(name, size, *load(name, size)) for name in names for size in SIZES]
     print(
         f"torch {torch.__version__}, detectron2 {detectron2.__version__}, {torch.get_num_threads()} threads\n"
     )
@@ -80,7 +81,7 @@ def tables() -> None:
         time_detection(name, size, detector, predict, image)
     print("\n| detector | detect, MiB | explain, MiB | explain over detect | limit |")
     print("|---|---|---|---|---|")
-    for name in MODELS:
+    for name in names:
         detect, explained = (in_own_process(name, what) for what in ("detect", "explain"))
         ratio = explained / detect
         print(f"| {name} | {detect:.0f} | {explained:.0f} | {ratio:.2f} | {LIMIT_MEMORY:g} |")

@@ -145,16 +145,15 @@ def test_a_lazy_config_keeps_its_model_and_how_it_takes_pictures(tmp_path: Path)
     assert read_config(write(tmp_path, lazy(input={"min_size": 0})))["input"]["min_size"] == 0
 
 
-def test_an_object_of_detectron2s_is_data(tmp_path: Path) -> None:
-    """As LazyConfig.save writes shapes."""
+def test_objects_and_classes_of_detectron2s_are_data(tmp_path: Path) -> None:
+    """As LazyConfig.save writes shapes and classes."""
     shape = "!!python/object:detectron2.layers.shape_spec.ShapeSpec {channels: 256, stride: null}"
-    text = f"model:\n  _target_: detectron2.modeling.FCOS\n  shape: {shape}\n"
+    block = "!!python/name:detectron2.modeling.backbone.resnet.BottleneckBlock ''"
+    text = f"model:\n  _target_: detectron2.modeling.FCOS\n  shape: {shape}\n  block_class: {block}\n"
+    model = read_config(write(tmp_path, text))["model"]
     target = "detectron2.layers.shape_spec.ShapeSpec"
-    assert read_config(write(tmp_path, text))["model"]["shape"] == {
-        "_target_": target,
-        "channels": 256,
-        "stride": None,
-    }
+    assert model["shape"] == {"_target_": target, "channels": 256, "stride": None}
+    assert model["block_class"] == {"_name_": "detectron2.modeling.backbone.resnet.BottleneckBlock"}
 
 
 @pytest.mark.parametrize(
@@ -162,6 +161,7 @@ def test_an_object_of_detectron2s_is_data(tmp_path: Path) -> None:
     [
         ({"model": {**MODEL, "x": [{"_target_": "os.system"}]}}, r"model\.x\[0\]\._target_: .*'os\.system'"),
         ({"model": {**MODEL, "x": {"_target_": "mine.Head"}}}, r"model\.x\._target_: .*modules of your own"),
+        ({"model": {**MODEL, "x": {"_name_": "os.system"}}}, r"model\.x\._name_: .*'os\.system'"),
         ({"model": {**MODEL, "x": {"_target_": 3}}}, r"model\.x\._target_: .*got 3"),
         ({"model": {**MODEL, "x": "${oc.env:HOME}"}}, r"model\.x: expected references within the config"),
         ({"model": {**MODEL, 5: 1}}, "model: expected names; got 5"),

@@ -31,7 +31,7 @@ from builders import LABELS, STORE, random_image
 from detectron2_parts import ARCHITECTURES, config_of, recipe, sections, write
 from whybox.archives import build
 from whybox.detectors import detectron2_loader as loader
-from whybox.detectors.detectron2 import FcosDetector, wrap
+from whybox.detectors.detectron2 import FcosDetector, RcnnDetector, wrap
 from whybox.detectors.detectron2_config import read_config
 from whybox.detectors.registry import load_detector, pack_detector
 from whybox.recipe import Recipe, RecipeError, dump_recipe, read_recipe
@@ -150,19 +150,35 @@ def test_the_recipes_of_the_store_name_the_zoos_models(path: Path) -> None:
     assert len(made.labels) in (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.RETINANET.NUM_CLASSES)
 
 
-def test_a_lazy_model_of_the_zoo_is_built_and_read_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind", "channels"),
+    [
+        ("COCO-Detection/fcos_R_50_FPN_1x.py", FcosDetector, 256),
+        ("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.py", RcnnDetector, 1024),
+    ],
+)
+def test_lazy_models_of_the_zoo_are_built_and_read_back(
+    name: str, kind: type, channels: int, tmp_path: Path
+) -> None:
     """By name from the package; and as `LazyConfig.save` writes it."""
-    config = loader.zoo_config(Recipe("x", "detectron2", "fcos_r_50_fpn_1x", LABELS))
+    config = loader.zoo_config(Recipe("x", "detectron2", name.lower(), LABELS))
     assert config["input"] == {"min_size": 800, "max_size": 1333, "format": "BGR"}
     zoo = Path(str(detectron2.__file__)).parent / "model_zoo" / "configs"
-    own = LazyConfig.load(str(zoo / "COCO-Detection" / "fcos_R_50_FPN_1x.py"))
-    LazyConfig.save(own, str(tmp_path / "saved.yaml"))
+    LazyConfig.save(LazyConfig.load(str(zoo / name)), str(tmp_path / "saved.yaml"))
     saved = read_config(tmp_path / "saved.yaml")
     model, whole, pictures = loader._build_lazy(saved, "saved")
-    assert json.loads(json.dumps(whole).replace("layers.shape_spec.", "layers.")) == config
+    text = json.dumps(whole).replace("layers.shape_spec.", "layers.").replace("resnet.Bottle", "Bottle")
+    assert json.loads(text) == config
     detector = wrap(model, [f"class {i}" for i in range(80)], pictures)
-    assert isinstance(detector, FcosDetector)
-    assert detector.layers["level"].channels == 256
+    assert isinstance(detector, kind)
+    assert detector.layers["level"].channels == channels
+
+
+def test_a_lazy_model_with_functions_of_its_own_is_refused() -> None:
+    """The zoo's models with norms that a lambda makes, as if they were in a folder that is looked in."""
+    zoo = Path(str(detectron2.__file__)).parent / "model_zoo" / "configs"
+    with pytest.raises(RecipeError, match=r"conv_norm\._name_: expected a module of detectron2's"):
+        loader._lazy_zoo(zoo / "new_baselines" / "mask_rcnn_R_50_FPN_100ep_LSJ.py")
 
 
 class TestBadInput:

@@ -6,7 +6,8 @@ hold tuples, arithmetic on numbers (the zoo's anchor sizes are written so) and o
 name detectron2's own modules alone. Nothing here needs detectron2.
 
 A configuration is one of two mappings: *sections*, as `CfgNode` has them (``MODEL``, ``INPUT``, …), and
-*lazy*, with ``model`` (nested ``_target_`` and arguments) and ``input`` (`LAZY_INPUT`).
+*lazy*, with ``model`` (nested ``_target_`` and arguments) and ``input`` (`LAZY_INPUT`). A class that is
+itself an argument is a mapping with its `NAME` alone.
 """
 
 from __future__ import annotations
@@ -65,6 +66,9 @@ TARGETS: dict[str, tuple[str, ...]] = {
 }
 """What a lazy config may instantiate: within a package, at any depth, these names."""
 
+TARGET, NAME = "_target_", "_name_"
+"""In a lazy config: what is called with the mapping's other entries, and what is not called."""
+
 NOT_LOADED = "modules of your own are not loaded"
 
 _PYTHON = "tag:yaml.org,2002:python/"
@@ -122,7 +126,7 @@ def check_config(data: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def is_lazy(data: Mapping[str, Any]) -> bool:
     """Say whether a configuration is a lazy one."""
-    return isinstance(data.get("model"), Mapping) and "_target_" in data["model"]
+    return isinstance(data.get("model"), Mapping) and TARGET in data["model"]
 
 
 def lazy_config(data: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -148,7 +152,7 @@ def lazy_config(data: Mapping[str, Any], where: str) -> dict[str, Any]:
         isinstance(steps, list)
         and len(steps) == 1
         and isinstance(steps[0], Mapping)
-        and str(steps[0].get("_target_")).rpartition(".")[2] == "ResizeShortestEdge"
+        and str(steps[0].get(TARGET)).rpartition(".")[2] == "ResizeShortestEdge"
     ):
         raise RecipeError(
             f"{where}: dataloader.test.mapper.augmentations: expected ResizeShortestEdge alone; got {steps!r}"
@@ -197,11 +201,12 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _check_targets(value: Any, where: str) -> None:
     """Check that nothing but `TARGETS` is instantiated, and that references stay within the config."""
     if isinstance(value, Mapping):
-        if "_target_" in value and not is_target(value["_target_"]):
-            raise RecipeError(
-                f"{where}._target_: expected a module of detectron2's detectors; got {value['_target_']!r}; "
-                f"{NOT_LOADED}"
-            )
+        for key in (TARGET, NAME):
+            if key in value and not is_target(value[key]):
+                raise RecipeError(
+                    f"{where}.{key}: expected a module of detectron2's detectors; got {value[key]!r}; "
+                    f"{NOT_LOADED}"
+                )
         for name, item in value.items():
             if not isinstance(name, str):
                 raise RecipeError(f"{where}: expected names; got {name!r}")
@@ -269,12 +274,22 @@ def _object(loader: _Loader, name: str, node: yaml.Node) -> dict[str, Any]:
             None, None, f"found an object of Python, {name}", node.start_mark
         )
     fields = {str(key): value for key, value in loader.construct_mapping(node, deep=True).items()}
-    return {"_target_": name, **fields}
+    return {TARGET: name, **fields}
+
+
+def _class(loader: _Loader, name: str, node: yaml.Node) -> dict[str, Any]:
+    del loader
+    if not is_target(name):
+        raise yaml.constructor.ConstructorError(
+            None, None, f"found a name of Python, {name}", node.start_mark
+        )
+    return {NAME: name}
 
 
 _Loader.add_constructor(f"{_PYTHON}tuple", _tuple)
 _Loader.add_constructor(f"{_PYTHON}object/apply:eval", _arithmetic)
 _Loader.add_multi_constructor(f"{_PYTHON}object:", _object)
+_Loader.add_multi_constructor(f"{_PYTHON}name:", _class)
 
 _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,

@@ -18,14 +18,21 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
-from detectron2.utils.registry import _convert_target_to_string
+from detectron2.utils.registry import _convert_target_to_string, locate
 from omegaconf import OmegaConf, SCMode
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from whybox.detectors.detectron2 import Detectron2Detector, Pictures, wrap
 from whybox.detectors.detectron2_checkpoint import CONFIG_FILE, Checkpoint, find_checkpoint, read_checkpoint
-from whybox.detectors.detectron2_config import check_config, is_lazy, lazy_config, read_config
+from whybox.detectors.detectron2_config import (
+    NAME,
+    TARGET,
+    check_config,
+    is_lazy,
+    lazy_config,
+    read_config,
+)
 from whybox.detectors.weights import PACKED, fit_weights, write_weights
 from whybox.recipe import Recipe, RecipeError
 
@@ -138,18 +145,27 @@ def _contained(data: Mapping[str, Any]) -> dict[str, Any]:
     return dict(found)
 
 
-def _plain(value: Any) -> Any:
-    """Write a lazy config as plain data: names instead of what they name."""
+def _plain(value: Any, *, called: bool = False) -> Any:
+    """Write a lazy config as plain data: names instead of what they name, of which some are called."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"_target_": _convert_target_to_string(type(value)), **fields}
+        return {TARGET: _convert_target_to_string(type(value)), **fields}
     if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: _plain(item, called=name == TARGET) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if callable(value):
-        return _convert_target_to_string(value)
+        known = "<" not in getattr(value, "__qualname__", "<")  # a function without a name has none
+        name = _convert_target_to_string(value) if known else "a function"
+        return name if called else {NAME: name}
     return value
+
+
+def _named(value: Any) -> Any:
+    """Put classes where plain data has their names."""
+    if isinstance(value, Mapping):
+        return locate(value[NAME]) if NAME in value else {name: _named(item) for name, item in value.items()}
+    return list(map(_named, value)) if isinstance(value, list) else value
 
 
 def _build_lazy(data: Mapping[str, Any], where: str) -> tuple[nn.Module, dict[str, Any], Pictures]:
@@ -158,7 +174,7 @@ def _build_lazy(data: Mapping[str, Any], where: str) -> tuple[nn.Module, dict[st
     except OmegaConfBaseException as error:
         raise RecipeError(f"{where}: {error}") from error
     check_config(config, where)
-    model = instantiate(config["model"])
+    model = instantiate(_named(config["model"]))
     if not isinstance(model, nn.Module):
         raise RecipeError(f"{where}: model: expected a model; got {type(model).__name__}")
     return model, config, Pictures(**config["input"])
