@@ -103,6 +103,15 @@ class Target:
         name = "whybox_worker_stage_seconds_sum"
         return self._sum(self._worker_metrics, name, operation="advance", stage=stage)
 
+    def worker_steps(self) -> tuple[float, float]:
+        """How many steps workers have done, and how long they have had them."""
+        name = "whybox_worker_request_seconds"
+        count, seconds = (
+            self._sum(self._worker_metrics, f"{name}_{what}", operation="advance")
+            for what in ("count", "sum")
+        )
+        return count, seconds
+
     def _sum(self, url: str, name: str, **labels: str) -> float:
         wanted = {"model": self._model, **labels}
         total = 0.0
@@ -181,13 +190,15 @@ def beside(target: Target, workers: int, count: int) -> str:
     alone = [target.explain() for _ in range(count)]
     job = target.create(ENDLESS)
     target.wait(job, iteration=1)
+    before = target.worker_steps()
     with_job = [target.explain() for _ in range(count)]
+    steps, seconds = (b - a for a, b in zip(before, target.worker_steps(), strict=True))
     if target.get(job)["state"] != "running":
         raise RuntimeError("the inversion did not run all the time")
     target.cancel(job)
     first, second = (statistics.median(times) for times in (alone, with_job))
     if workers == 1:
-        told = f"+{second - first:.2f} s | +{STEP_SECONDS:g} s, a step"
+        told = f"+{second - first:.2f} s | +{seconds / max(1, steps):.2f} s, a step"
     else:
         told = f"{second / first:.2f} times | {LIMIT_RATIO:g} times"
     return f"| {workers} | {_told(alone)} | {_told(with_job)} | {told} |"

@@ -478,8 +478,12 @@ class TestWatching:
     def test_to_ask_for_the_headers_alone_watches_nothing(self, shared: Gateway) -> None:
         job = shared.create(LONG)
         shared.wait(job["name"], "running")
-        response = shared.ask("HEAD", job["name"] + "/events")
-        assert shared.get(job["name"])["state"] == "running"  # it did not wait for the end
+        with httpx.Client(base_url=f"{shared.rest}/v1/", timeout=PATIENCE_SECONDS) as client:
+            response = client.head(job["name"] + "/events")
+            # The client is still there, and nobody works for it.
+            watching = {"transport": "rest", "operation": "watch_inversion"}
+            eventually(lambda: shared.metric("whybox_requests_in_flight", **watching) == 0)
+            assert shared.get(job["name"])["state"] == "running"
         assert (response.status_code, response.content) == (200, b"")
         assert response.headers["Content-Type"].startswith("text/event-stream")
         assert shared.ask("HEAD", UNKNOWN + "/events").status_code == 404
