@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from builders import LABELS, random_image
 from family_parts import DETECTORS
+from reference_parts import double_precision
 from whybox.detectors.base import Candidates, Forward, Outputs, PostProcessing, Target, WhiteBoxDetector
 from whybox.methods.base import Map, scalar
 from whybox.methods.odam import odam_maps
@@ -159,7 +160,10 @@ class TestExplaining:
 
     def test_gradients_are_those_of_the_network(self, detector: WhiteBoxDetector) -> None:
         """A change of a layer's maps along a direction changes the outputs as the gradients say."""
-        exact = copy.deepcopy(detector)
+        with double_precision():
+            self._compare(copy.deepcopy(detector))
+
+    def _compare(self, exact: WhiteBoxDetector) -> None:
         network(exact).double()
         forward, candidates = seen(exact)
         picks, labels = chosen(candidates)

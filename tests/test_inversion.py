@@ -413,7 +413,7 @@ def test_optimisers_are_those_of_torch(optimiser: str, parametrisation: str) -> 
     state = inverter.begin()
     mine = [t.clone().requires_grad_() for t in state.tensors]
     theirs: torch.optim.Optimizer = (
-        torch.optim.Adam(mine, lr=1e-3, betas=(0.9, 0.999))
+        torch.optim.Adam(mine, lr=1e-3, betas=(0.9, 0.999), eps=settings.epsilon)
         if optimiser == "adam"
         else torch.optim.SGD(mine, lr=1e-3, momentum=0.9)
     )

@@ -242,5 +242,5 @@ class Inverter:
         for tensor, first, second, gradient in zip(state.tensors, firsts, seconds, gradients, strict=True):
             first.lerp_(gradient, 1 - beta)
             second.mul_(square).addcmul_(gradient, gradient, value=1 - square)
-            size = (second / (1 - square**count)).sqrt_().add_(1e-8)
+            size = (second / (1 - square**count)).sqrt_().add_(settings.epsilon)
             tensor.addcdiv_(first, size, value=-rate / (1 - beta**count))

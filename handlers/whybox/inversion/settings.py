@@ -46,7 +46,7 @@ def _setting(
 class Settings:
     """Of one inversion; `PARAMS` is made of these fields. Defaults are those of the default preset."""
 
-    iterations: int = _setting(500, "steps of the picture", 1, 20_000)
+    iterations: int = _setting(400, "steps of the picture", 1, 20_000)
     losses: str = _setting(
         "all",
         "what the picture is made for: classes, boxes, masks, or some of them; all: what the layout and the "
@@ -57,7 +57,7 @@ class Settings:
         False, "one candidate alone for each object, that of the best-fitting anchor; nothing is background"
     )
     background: bool = _setting(True, "what fits no object of the layout shall not be found")
-    candidates: int = _setting(4, "matched to each object; of queries always one", 1, 100)
+    candidates: int = _setting(20, "matched to each object; of queries always one", 1, 100)
     classification: str = _setting(
         "cross-entropy",
         "loss of the classes; queries have that of their training",
@@ -78,8 +78,11 @@ class Settings:
     )
     init_std: float = _setting(0.05, "of the noise that it starts from, around the middle grey", 0, 1)
     optimiser: str = _setting("adam", "of the picture", choices=("adam", "sgd"))
-    learning_rate: float = _setting(0.05, "of the first iteration", 1e-6, 100)
+    learning_rate: float = _setting(0.1, "of the first iteration", 1e-6, 100)
     momentum: float = _setting(0.9, "of the optimiser", 0, 0.999)
+    epsilon: float = _setting(
+        0.03, "of Adam: where gradients are smaller, the picture is hardly moved", 1e-12, 1
+    )
     decay: float = _setting(1.0, "factor of the learning rate, every `decay_every` iterations", 0.01, 1)
     decay_every: int = _setting(300, "iterations", 1, 20_000)
     tv_weight: float = _setting(3e-3, "of the total variation, summed over the pixels", 0, 1e3)
