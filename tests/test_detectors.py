@@ -10,10 +10,12 @@ from torch import nn
 from torchvision.models import detection
 
 from builders import ARCHITECTURE_NAMES, LABELS, random_image, random_model
-from whybox.detectors.base import PostProcessing
+from whybox.detectors.base import Candidates, Detections, Frame, PostProcessing, detections_of
 from whybox.detectors.dense import Tower, locate
+from whybox.detectors.postprocess import contenders
 from whybox.detectors.registry import FAMILIES, load_detector
 from whybox.detectors.torchvision import TorchvisionDetector, wrap
+from whybox.nms import suppress
 from whybox.recipe import Recipe, RecipeError
 
 OFFICIAL = (
@@ -69,6 +71,22 @@ def test_large_pictures_are_scaled_and_boxes_come_back(detector: TorchvisionDete
     found = detector.detect([random_image(960, 1280)])[0]
     assert float(found.boxes[:, 2].max()) > 640
     assert float(found.boxes[:, 2].max()) <= 1280 + 1e-3
+
+
+def test_boxes_can_be_cut_to_the_picture_after_suppression() -> None:
+    """What lies outside takes part, and is dropped in the end; in torchvision's order it is not compared."""
+    boxes = torch.tensor([[-60.0, 0, -2, 40], [-60, 0, 4, 40], [10, 10, 30, 30]])
+    candidates = Candidates(boxes, torch.tensor([[0.9], [0.8], [0.7]]), torch.zeros(3, dtype=torch.int64))
+    frame, settings = Frame(200, 100, 100, 50), PostProcessing(0.5, 10, "iou", 0.5)
+
+    def found(**order: bool) -> Detections:
+        entered = contenders(candidates, frame, settings, **order)
+        verdict = suppress(entered.boxes, entered.scores, entered.labels, settings)
+        return detections_of(candidates, entered, verdict, frame, settings)
+
+    assert found(clip=False, trim=True).boxes.tolist() == [[20, 20, 60, 60]]
+    assert found(trim=True).boxes.tolist() == [[0, 0, 8, 80], [20, 20, 60, 60]]
+    assert found().boxes.tolist() == [[0, 0, 0, 80], [0, 0, 8, 80], [20, 20, 60, 60]]
 
 
 def test_candidates_are_located_level_by_level() -> None:

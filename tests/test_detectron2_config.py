@@ -99,6 +99,7 @@ def test_code_in_a_file_is_refused(text: str, tmp_path: Path) -> None:
         ("ROI_HEADS: {NAME: MyHeads}", r"MODEL.ROI_HEADS.NAME: expected .*; got 'MyHeads'"),
         ("PROPOSAL_GENERATOR: {NAME: RRPN}", r"PROPOSAL_GENERATOR.NAME: expected 'RPN'; got 'RRPN'"),
         ("ROI_BOX_HEAD: {POOLER_TYPE: ROIPool}", r"POOLER_TYPE: expected 'ROIAlignV2' or 'ROIAlign'"),
+        ("RESNETS: {DEFORM_ON_PER_STAGE: [0, 1, 1, 1]}", r"DEFORM_ON_PER_STAGE: expected \[False, False"),
         ("LOAD_PROPOSALS: true", r"MODEL.LOAD_PROPOSALS: expected False; got True$"),
         ("ROI_HEADS: 3", r"ROI_HEADS.NAME: expected sections above it; got 3"),
     ],

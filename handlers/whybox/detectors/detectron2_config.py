@@ -38,6 +38,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
         "build_resnet_fpn_backbone",
         "build_retinanet_resnet_fpn_backbone",
     ),
+    # detectron2 cannot differentiate its deformable convolutions on CPUs, nor several gradients at once.
+    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": ([False] * 4,),
     "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
     "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
     "MODEL.RPN.HEAD_NAME": ("StandardRPNHead",),
@@ -56,7 +58,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
         *("RetinaNet", "RetinaNetHead", "FCOS", "FCOSHead", "GeneralizedRCNN"),
         *("FPN", "LastLevelMaxPool", "LastLevelP6P7"),
         *("ResNet", "ResNet.make_stage", "ResNet.make_default_stages", "BasicStem"),
-        *("BasicBlock", "BottleneckBlock", "DeformBottleneckBlock"),
+        *("BasicBlock", "BottleneckBlock"),
         *("DefaultAnchorGenerator", "Matcher", "Box2BoxTransform", "Box2BoxTransformLinear"),
         *("RPN", "StandardRPNHead", "ROIPooler", "StandardROIHeads", "Res5ROIHeads", "CascadeROIHeads"),
         *("FastRCNNConvFCHead", "FastRCNNOutputLayers", "MaskRCNNConvUpsampleHead"),
