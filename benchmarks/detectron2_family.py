@@ -102,6 +102,9 @@ def load(
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
     torch.manual_seed(0)
     predictor = DefaultPredictor(cfg)
+    for block, module in predictor.model.named_modules():
+        if block.endswith("conv3.norm"):
+            module.weight.fill_(0.2)  # or activations grow from block to block, and every score is 0 or 1
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "model.pth"
         torch.save(predictor.model.state_dict(), weights)

@@ -10,6 +10,7 @@ from torch import nn
 from torchvision.models import detection
 
 from builders import ARCHITECTURE_NAMES, LABELS, random_image, random_model
+from whybox.detectors import postprocess
 from whybox.detectors.base import Candidates, Detections, Frame, PostProcessing, detections_of
 from whybox.detectors.dense import Tower, locate
 from whybox.detectors.postprocess import contenders
@@ -71,6 +72,27 @@ def test_large_pictures_are_scaled_and_boxes_come_back(detector: TorchvisionDete
     found = detector.detect([random_image(960, 1280)])[0]
     assert float(found.boxes[:, 2].max()) > 640
     assert float(found.boxes[:, 2].max()) <= 1280 + 1e-3
+
+
+@pytest.mark.parametrize("kind", ["different", "ties", "all the same"])
+def test_the_best_are_the_same_however_many_there_are(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of very many the best are looked for first; of equal scores the first stay."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(500, 20, generator=generator)
+    if kind != "different":
+        scores = (scores * 20).round() / 20 if kind == "ties" else torch.ones(500, 20)
+    boxes = torch.rand(500, 4, generator=generator) * 50
+    boxes[:, 2:] += boxes[:, :2]
+    candidates = Candidates(boxes, scores, torch.randint(0, 3, (500,), generator=generator))
+    frame, settings = Frame(100, 100, 100, 100), PostProcessing(0.3, 10)
+    for limits in ({"group_limit": 40}, {"class_limit": 40}, {"group_limit": 400, "class_limit": 15}):
+        monkeypatch.setattr(postprocess, "MANY", 10**9)
+        expected = contenders(candidates, frame, settings, **limits)
+        assert 100 < len(expected.scores) < 10_000
+        monkeypatch.setattr(postprocess, "MANY", 1)
+        found = contenders(candidates, frame, settings, **limits)
+        for name in ("boxes", "labels", "scores", "candidates"):
+            assert torch.equal(getattr(found, name), getattr(expected, name)), name
 
 
 def test_boxes_can_be_cut_to_the_picture_after_suppression() -> None:

@@ -8,6 +8,9 @@ from torchvision.ops import clip_boxes_to_image
 
 from whybox.detectors.base import Candidates, Contenders, Frame, PostProcessing
 
+MANY = 20_000
+"""Scores of which the best are looked for before they are sorted."""
+
 
 def contenders(
     candidates: Candidates,
@@ -48,7 +51,10 @@ def contenders(
 
 def _above(candidates: Candidates, threshold: float, group_limit: int | None) -> tuple[Tensor, Tensor]:
     """Return the (candidate, class) pairs above the threshold, the best `group_limit` of each group."""
-    rows, labels = torch.where(candidates.scores > threshold)
+    above = candidates.scores > threshold
+    if group_limit is not None and int(above.sum()) > MANY:
+        above &= candidates.scores >= _least(candidates, group_limit)[:, None]
+    rows, labels = torch.where(above)
     if group_limit is None:
         return rows, labels
     best = _best_of_each(candidates.scores[rows, labels], candidates.groups[rows], group_limit)
@@ -57,9 +63,42 @@ def _above(candidates: Candidates, threshold: float, group_limit: int | None) ->
 
 def _best_of_each(scores: Tensor, groups: Tensor, limit: int) -> Tensor:
     """Return the positions of the best `limit` of each group, group by group, best first."""
+    among = _contestants(scores, groups, limit) if len(scores) > MANY else None
+    if among is not None:
+        scores, groups = scores[among], groups[among]
     order = torch.argsort(scores, descending=True, stable=True)
     order = order[torch.argsort(groups[order], stable=True)]
     counts = torch.bincount(groups, minlength=1)
     starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
     rank = torch.arange(len(order), device=order.device) - starts
-    return order[rank < limit]
+    best = order[rank < limit]
+    return best if among is None else among[best]
+
+
+def _least(candidates: Candidates, limit: int) -> Tensor:
+    """Return for each candidate the score (N,) that the best `limit` pairs of its group reach."""
+    least = torch.full_like(candidates.scores[:, 0], -torch.inf)
+    for group in candidates.groups.unique().tolist():
+        here = candidates.groups == group
+        own = candidates.scores[here].flatten()
+        if len(own) > limit:
+            least[here] = own.topk(limit).values[-1]
+    return least
+
+
+def _contestants(scores: Tensor, groups: Tensor, limit: int) -> Tensor:
+    """Return the positions, ascending, of those that are among the best `limit` of their group.
+
+    Of equal scores the first: as if all were sorted, which takes far longer.
+    """
+    chosen = []
+    for group in groups.unique().tolist():
+        here = torch.where(groups == group)[0]
+        if len(here) > limit:
+            own = scores[here]
+            least = own.topk(limit).values[-1]
+            better = torch.where(own > least)[0]
+            equal = torch.where(own == least)[0][: limit - len(better)]
+            here = here[torch.cat([better, equal])]
+        chosen.append(here)
+    return torch.cat(chosen).sort().values
