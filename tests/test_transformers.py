@@ -267,6 +267,7 @@ class TestTaps:
             tap = seen.detector.tap(seen.forward, 0, layer, seen.candidates, seen.labels)
             return list(tap.heat(targets, torch.full((3, 2), 0.7)))
 
+        monkeypatch.setattr("whybox.detectors.query_taps.PASSES", 1)
         (whole,) = heats()
         monkeypatch.setattr("whybox.detectors.query_taps.GRAPH_BYTES", {"cpu": 1})
         parts = heats()

@@ -10,7 +10,8 @@ Letters: N candidates, T targets, B copies, Q queries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,9 @@ GRAPH_BYTES = {"cpu": 128 * 2**20, "cuda": 2**30}
 """Aim for what all copies of a graph keep, by the kind of device."""
 
 MAX_COPIES = 64
+
+PASSES = 4
+"""Backward passes that share a pass up, at least: with fewer, it would cost too much."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,13 @@ class QueryViews:
         candidates: Tensor,
         raw: Mapping[str, Tensor],
         outputs: Callable[[Mapping[str, Tensor]], Outputs],
+        weights: Iterable[Tensor],
     ) -> None:
         """Take the way up for so many copies, the candidates int64 (N,), their raw outputs and decoding.
 
-        Raw outputs are name → float (N, width).
+        Raw outputs are name → float (N, width). Of the weights there is one copy, whatever the graph keeps.
         """
+        self._weights = weights
         self._ascend = ascend
         self.candidates = candidates
         self._raw = raw
@@ -106,13 +112,14 @@ class QueryViews:
         """
         seeds = seeds_of(targets, self._outputs, self._raw)
         count = len(targets)
-        ascent, copies = self._copies(len(self.candidates) * count)
+        ascent, copies = self._copies(len(self.candidates), count)
         taken = [ascent.entries.get(name) if entries else None for name in names]
         belows = [
             ascent.layers[name] if entry is None else entry.below
             for name, entry in zip(names, taken, strict=True)
         ]
-        for part in chunks(len(self.candidates), copies // count):
+        # So many candidates that their seeds fill the copies.
+        for part in chunks(len(self.candidates), copies // math.gcd(copies, count)):
             picks = torch.arange(part.start, part.stop, device=self.candidates.device)
             queries = self.candidates[picks].repeat_interleave(count)
             rows = {name: seed[picks].flatten(0, 1) for name, seed in seeds.items()}  # [n·T, width]
@@ -124,20 +131,24 @@ class QueryViews:
             shown = [None if entry is None else entry.values for entry in taken]
             yield picks, list(zip(shown, made, strict=True))
 
-    def _copies(self, wanted: int) -> tuple[Ascent, int]:
-        """Run upwards on as many copies as fit, of those wanted."""
+    def _copies(self, candidates: int, targets: int) -> tuple[Ascent, int]:
+        """Run upwards on as many copies as pay and fit: whole candidates, or less than one's targets."""
+        own = {weight.untyped_storage().data_ptr() for weight in self._weights}
         kept: dict[int, int] = {}
 
         def count(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             one = self._ascend(1)
-        # The weights are among what is kept, once for all copies; so this errs on the small side.
         limit = GRAPH_BYTES.get(self.candidates.device.type, GRAPH_BYTES["cpu"])
-        copies = max(1, min(wanted, MAX_COPIES, limit // max(1, sum(kept.values()))))
+        fit = limit // max(1, sum(kept.values()))
+        copies = max(1, min(candidates * targets // PASSES, MAX_COPIES, fit))
+        if copies > targets:
+            copies -= copies % targets
         return (one, 1) if copies == 1 else (self._ascend(copies), copies)
 
 

@@ -447,7 +447,11 @@ class TransformersDetector(WhiteBoxDetector):
 
         maps = {**forward.stages, **forward.levels}
         views = QueryViews(
-            lambda copies: self._ascend(forward, image, layers, copies), candidates, raw, outputs
+            lambda copies: self._ascend(forward, image, layers, copies),
+            candidates,
+            raw,
+            outputs,
+            [*self.model.parameters(), *self.model.buffers()],
         )
         return QueryTaps(
             [
