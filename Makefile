@@ -75,6 +75,7 @@ train: $(STAMP) ## train the demo detectors (hours on two cores; resumes)
 
 bench: models ## all benchmarks; each prints ratios
 	$(BIN)/python benchmarks/odam.py
+	$(BIN)/python benchmarks/queries.py
 	set -e; for name in $(DEMO); do $(BIN)/whybox calibrate model_store/$$name.yaml --no-write --pairs 0; done
 	$(BIN)/python benchmarks/odsmoothgrad.py
 	$(BIN)/python benchmarks/sampling.py

@@ -113,7 +113,7 @@ class Layer:
     """A layer whose feature maps can be explained.
 
     Attributes:
-        kind: ``level`` (the pyramid level that produced the box), ``roi`` or ``stage``.
+        kind: ``level`` (the pyramid level that produced the box), ``roi``, ``stage`` or ``memory``.
         stride: pixels of the network's input per cell; None where it depends on the object.
     """
 

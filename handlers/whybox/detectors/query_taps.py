@@ -21,7 +21,7 @@ from whybox.detectors.base import Grids, Heat, Outputs, Tap, Taps, Target, Windo
 from whybox.detectors.dense import chunks
 from whybox.detectors.taps import seeds_of
 
-GRAPH_BYTES = {"cpu": 128 * 2**20, "cuda": 2**30}
+GRAPH_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
 """Aim for what all copies of a graph keep, by the kind of device."""
 
 MAX_COPIES = 64
@@ -149,7 +149,10 @@ class QueryViews:
         copies = max(1, min(candidates * targets // PASSES, MAX_COPIES, fit))
         if copies > targets:
             copies -= copies % targets
-        return (one, 1) if copies == 1 else (self._ascend(copies), copies)
+        if copies == 1:
+            return one, 1
+        del one  # before what it is replaced by is made
+        return self._ascend(copies), copies
 
 
 def _pull(
