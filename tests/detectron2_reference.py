@@ -37,7 +37,7 @@ class SeenDetectron2:
         # The last row and column of the finest levels lie on the padding, where there is one.
         ((_, batch),) = detector.prepare([random_image(90, 118)])
         found = detector.forward(batch).extra.get("proposals")
-        _in_double(self.model)
+        in_double(self.model)
         held = {} if found is None else {"proposals": found[0].double()}
         traced = detector.trace(Batch(batch.pixels.double(), batch.frames), held)
         self.forward: Forward = traced.forward
@@ -113,7 +113,7 @@ class DoubleTransform:
         return made
 
 
-def _in_double(model: Any) -> None:
+def in_double(model: Any) -> None:
     """Give a model double precision, also where it decodes its boxes."""
     for module in model.double().modules():
         transform = getattr(module, "box2box_transform", None)

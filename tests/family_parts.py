@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from builders import ARCHITECTURE_NAMES, LABELS, random_model
 from whybox.detectors.base import WhiteBoxDetector
@@ -50,3 +52,16 @@ DETECTORS: dict[str, Callable[[Path], WhiteBoxDetector]] = {
 
 Where the family's library is not installed, it skips the test.
 """
+
+
+def in_double(detector: WhiteBoxDetector) -> WhiteBoxDetector:
+    """Copy a detector, in double precision."""
+    copied = copy.deepcopy(detector)
+    model: nn.Module = copied.model  # type: ignore[attr-defined]
+    if type(copied).__module__ == "whybox.detectors.detectron2":  # which decodes boxes in single precision
+        import detectron2_reference
+
+        detectron2_reference.in_double(model)
+    else:
+        model.double()
+    return copied

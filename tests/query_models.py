@@ -102,9 +102,10 @@ def config_of(name: str) -> Any:
 NAMES = (*KINDS, "deformable_detr_two_stage")
 
 
-def random_query_model(name: str, *, seed: int = 0) -> Any:
+def random_query_model(name: str, *, seed: int = 0, classes: int = len(LABELS)) -> Any:
     """A model that answers with many objects of different classes and boxes."""
     config = config_of(name)
+    config.num_labels = classes
     torch.manual_seed(seed)
     model = getattr(transformers, KINDS[config.model_type].model)(config)
     generator = torch.Generator().manual_seed(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,15 @@ class TestWeights:
         )
         with pytest.raises(RecipeError, match=r"of another shape: .*bias \(9,\), expected \(5,\)"):
             load_detector(recipe, tmp_path / "w.pth")
+
+    def test_a_checkpoint_of_the_reference_training_script(self, recipe: Recipe, tmp_path: Path) -> None:
+        state = self.state()
+        told = {"model": state, "optimizer": {"state": {0: {"step": 3}}}, "epoch": 25}
+        torch.save({**told, "args": argparse.Namespace(lr=0.02, data_path="coco")}, tmp_path / "w.pth")
+        detector = load_detector(recipe, tmp_path / "w.pth")
+        assert isinstance(detector, TorchvisionDetector)
+        loaded = detector.model.state_dict()
+        assert all(torch.equal(loaded[name], value) for name, value in state.items())
 
     def test_code_in_a_pickle_is_refused(self, recipe: Recipe, tmp_path: Path) -> None:
         torch.save({"model": Path}, tmp_path / "w.pth")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -18,18 +19,28 @@ PACKED = "weights.safetensors"
 """The name of a packed checkpoint's file."""
 
 
+TRAINING = "model"
+"""Where torchvision's reference training script puts the weights in its checkpoints."""
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read tensors by name; code in a pickle is refused.
 
+    Of a checkpoint of torchvision's reference training script, its model.
+
     Raises:
-        RecipeError: if the file is missing or holds anything but tensors by name.
+        RecipeError: if the file is missing or holds anything else.
     """
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        # The script keeps its options too, which are data alone.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
         raise RecipeError(f"{path}: the weights cannot be read: {error}") from error
+    if isinstance(loaded, dict) and isinstance(loaded.get(TRAINING), dict):
+        loaded = loaded[TRAINING]
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise RecipeError(f"{path}: expected a state dict, tensors by name; got {type(loaded).__name__}")
     return loaded
