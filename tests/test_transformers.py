@@ -18,8 +18,10 @@ from torch import Tensor
 
 from builders import LABELS, encoded, random_image
 from query_models import (
+    FIXED,
     NAMES,
     SHORT,
+    config_of,
     processor_of,
     random_query_detector,
     random_query_model,
@@ -126,6 +128,19 @@ def test_an_unused_first_class_has_no_label() -> None:
     assert said.softmax
     close = {"atol": 0.05, "rtol": 0.0}  # the picture is not rounded on this way
     torch.testing.assert_close(said.scores(), every.scores[:, 1:], **close)
+
+
+def test_anchors_of_one_size_are_made_for_any() -> None:
+    config = config_of("rt_detr")
+    state = random_query_model("rt_detr").state_dict()
+    config.anchor_image_size = [FIXED, FIXED]
+    model = transformers.RTDetrForObjectDetection(config)
+    model.load_state_dict(state, strict=False)  # its own anchors are not in it
+    detector = TransformersDetector(model.eval(), processor_of(model), LABELS)
+    image = random_image(*SMALL)
+    (found,), (own,) = detector.detect([image]), random_query_detector("rt_detr").detect([image])
+    torch.testing.assert_close(found.boxes, own.boxes)
+    detector.forward(replace(detector.prepare([image])[0][1], pixels=torch.zeros(1, 3, 96, 96)))
 
 
 class Seen:

@@ -148,6 +148,9 @@ class TransformersDetector(WhiteBoxDetector):
                     else f" (or {count - 1} and background: true, if its first class is unused)"
                 )
             )
+        if getattr(model.config, "anchor_image_size", None):
+            # Anchors made once, for one size; made for each picture they are the same, and of any size.
+            model.config.anchor_image_size = None
         self._norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
         self._body = model.model.backbone.model
         if not (hasattr(self._body, "embedder") and hasattr(getattr(self._body, "encoder", None), "stages")):
@@ -355,7 +358,7 @@ class TransformersDetector(WhiteBoxDetector):
 
     def _find_layers(self) -> dict[str, Layer]:
         """Run a small grey picture through the network to see what its layers look like."""
-        side = self._fixed_side() or 128
+        side = 128
         pixels = torch.zeros((1, 3, side, side), device=self.device, dtype=self._dtype)
         with torch.no_grad():
             stages = self._climb(pixels)
@@ -373,13 +376,6 @@ class TransformersDetector(WhiteBoxDetector):
         ]
         # The last stage first: the default.
         return {layer.name: layer for layer in [found[0], *memory, *reversed(found[1:])]}
-
-    def _fixed_side(self) -> int | None:
-        """The side of the only pictures that the network takes, if it is so."""
-        side = getattr(self.model.config, "anchor_image_size", None)
-        if isinstance(side, list | tuple):
-            return int(side[0])
-        return int(side) if side else None
 
     # Candidates and detections
 
