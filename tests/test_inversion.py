@@ -342,6 +342,14 @@ def test_in_the_end_the_picture_is_looked_at_as_it_is() -> None:
     assert totals[0][2:] == totals[1][2:]
 
 
+def test_in_the_end_two_stages_aim_their_best_candidates_alone() -> None:
+    settings = _quick(iterations=10, settle=0.3, candidates=20)
+    assert [settings.matched("roi", i) for i in (0, 6, 7, 9)] == [20, 20, 4, 4]
+    assert settings.matched("rpn", 9) == 4
+    assert settings.matched("dense", 9) == 20
+    assert _quick(iterations=10, settle=0.3, candidates=1).matched("roi", 9) == 1
+
+
 def test_uneven_channels_are_even_again_afterwards(detector: WhiteBoxDetector) -> None:
     image = random_image(HEIGHT, WIDTH)
     before = detector.detect([image])[0]

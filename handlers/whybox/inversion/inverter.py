@@ -193,7 +193,7 @@ class Inverter:
                     else assign(
                         said,
                         objects,
-                        most=settings.candidates,
+                        most=settings.matched(said.stage, iteration),
                         score_threshold=OBJECTNESS if first_of_two else defaults.score_threshold,
                         overlap=defaults.iou_threshold,
                         background=settings.background,

@@ -6,6 +6,7 @@ which differs from that by a constant only, so that its numbers hold here as the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -64,7 +65,7 @@ class Settings:
         choices=("focal", "cross-entropy"),
     )
     weight_cls: float = _setting(1.0, "of the classes", 0, 1e4)
-    weight_reg: float = _setting(3.0, "of the boxes (generalised IoU)", 0, 1e4)
+    weight_reg: float = _setting(6.0, "of the boxes (generalised IoU)", 0, 1e4)
     weight_mask: float = _setting(1.0, "of the masks", 0, 1e4)
     weight_rpn: float = _setting(1.0, "of the first of two stages, over that of the second", 0, 1e4)
     weight_logit: float = _setting(0.02, "of the matched candidates' class logits, which it raises", 0, 1e4)
@@ -124,6 +125,15 @@ class Settings:
     def settled(self, iteration: int) -> bool:
         """Whether the detector looks at the picture as it is in an iteration, counted from 0."""
         return iteration >= round(self.iterations * (1 - self.settle))
+
+    def matched(self, stage: str, iteration: int) -> int:
+        """How many candidates of a stage are matched to each object in an iteration, counted from 0.
+
+        In the end the best few of two stages, whose boxes become the detections, shall lie right. A dense
+        head's candidates are neighbours, and more of them do no harm.
+        """
+        few = stage != "dense" and self.settled(iteration)
+        return math.ceil(self.candidates / 5) if few else self.candidates
 
     @property
     def levels(self) -> tuple[float, ...]:
