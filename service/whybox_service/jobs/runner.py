@@ -6,6 +6,7 @@ import logging
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,8 @@ class Runner:
         self._engine = engine
         self._client: DBOSClient | None = None
         self._runs = False
-        self._active: set[str] = set()
+        # How often: DBOS runs a job that is taken up again beside what is left of it here.
+        self._active: Counter[str] = Counter()
         self._changed = threading.Condition()
 
     def start(self, steps: Steps) -> None:
@@ -176,16 +178,18 @@ class Runner:
 class _InHand:
     """A job while this process runs it."""
 
-    def __init__(self, job: str, active: set[str], changed: threading.Condition) -> None:
+    def __init__(self, job: str, active: Counter[str], changed: threading.Condition) -> None:
         self._job, self._active, self._changed = job, active, changed
 
     def __enter__(self) -> None:
         with self._changed:
-            self._active.add(self._job)
+            self._active[self._job] += 1
 
     def __exit__(self, *_: object) -> None:
         with self._changed:
-            self._active.discard(self._job)
+            self._active[self._job] -= 1
+            if not self._active[self._job]:
+                del self._active[self._job]
             self._changed.notify_all()
 
 

@@ -26,6 +26,7 @@ from whybox_service import logs
 from whybox_service.asking import Asked, Asking
 from whybox_service.backend import WorkerLostError
 from whybox_service.calls import Call, Deadline
+from whybox_service.jobs.absences import Absences
 from whybox_service.jobs.artifacts import Artifacts
 from whybox_service.jobs.store import Record, Store, name_of
 from whybox_service.jobs.turns import Turns
@@ -94,6 +95,7 @@ class Steps:
         self._metrics = metrics
         self._loop = loop
         self._turns = Turns(asking.ready_workers)
+        self._absences = Absences(UNKNOWN_MODEL_SECONDS)
         self._step_seconds = settings.jobs_step_seconds
         self._call_seconds = self._step_seconds + ALLOWANCE_SECONDS
         self._patience = settings.jobs_patience_seconds
@@ -211,7 +213,7 @@ class Steps:
                     raise ContractError(
                         error.type, f"{lost} workers ended while they had step {step}: {error.message}"
                     ) from error
-                if not self._may_pass(error, waited):
+                if not self._may_pass(error, record):
                     if error.type == "unknown_model" and error.field == "model_version":
                         raise _gone(record, error) from error
                     raise
@@ -225,6 +227,7 @@ class Steps:
             else:
                 if asked is None:
                     return None
+                self._absences.end(record.model, record.model_version or "")
                 self._count(record, step, asked, time.monotonic() - began)
                 return asked.reply.advance
             if self._stopping.wait(pause * random.uniform(0.8, 1.2)):
@@ -233,8 +236,11 @@ class Steps:
             if not self._runs(record.id):
                 return None
 
-    def _may_pass(self, error: ContractError, waited: float) -> bool:
-        return error.row.retryable or (error.type == "unknown_model" and waited < UNKNOWN_MODEL_SECONDS)
+    def _may_pass(self, error: ContractError, record: Record) -> bool:
+        if error.type == "unknown_model":
+            return self._absences.of(record.model, record.model_version or "") < UNKNOWN_MODEL_SECONDS
+        self._absences.end(record.model, record.model_version or "")
+        return error.row.retryable
 
     async def _ask(self, record: Record, step: int) -> Asked | None:
         """Ask a worker once, when it is the step's turn; None where the job has ended meanwhile.

@@ -329,11 +329,11 @@ class Store:
         with self._engine.connect() as connection:
             return list(connection.execute(sa.select(_C.id).where(_C.state.in_(ACTIVE))).scalars())
 
-    def states(self, jobs: Sequence[str]) -> dict[str, tuple[State, int]]:
-        """Return the states and last steps of those jobs that are there."""
-        query = sa.select(_C.id, _C.state, _C.step).where(_C.id.in_(jobs))
+    def states(self, jobs: Sequence[str]) -> dict[str, State]:
+        """Return the states of those jobs that are there."""
+        query = sa.select(_C.id, _C.state).where(_C.id.in_(jobs))
         with self._engine.connect() as connection:
-            return {row.id: (row.state, row.step) for row in connection.execute(query)}
+            return {row.id: row.state for row in connection.execute(query)}
 
     def expired(self, before: int | None, keep: int, limit: int) -> list[str]:
         """Return jobs that ended before a moment, or that newer ones have pushed out.

@@ -50,7 +50,7 @@ class Tending:
         for jobs in _batches(self._runner.unended(2 * BATCH)):
             states = self._store.states(jobs)
             for job in jobs:
-                if job not in states or states[job][0] not in ACTIVE:
+                if states.get(job) not in ACTIVE:
                     self._runner.cancel(job)
         for jobs in _batches(self._store.active()):
             known = self._runner.statuses(jobs)
