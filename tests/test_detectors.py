@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import pytest
@@ -192,9 +193,23 @@ class TestWeights:
         loaded = detector.model.state_dict()
         assert all(torch.equal(loaded[name], value) for name, value in state.items())
 
-    def test_code_in_a_pickle_is_refused(self, recipe: Recipe, tmp_path: Path) -> None:
-        torch.save({"model": Path}, tmp_path / "w.pth")
-        with pytest.raises(RecipeError, match="cannot be read"):
+    @pytest.mark.parametrize(
+        ("what", "name"),
+        [(Path, r"pathlib\.Path"), (os.system, r"posix\.system"), (nn.Linear(1, 1), "Linear")],
+    )
+    def test_code_in_a_pickle_is_refused(
+        self, recipe: Recipe, tmp_path: Path, what: object, name: str
+    ) -> None:
+        """And nobody is told to read it all the same."""
+        torch.save({"model": what}, tmp_path / "w.pth")
+        with pytest.raises(RecipeError, match=rf"it holds code \(.*{name}\); save a state dict") as refused:
+            load_detector(recipe, tmp_path / "w.pth")
+        assert "weights_only" not in str(refused.value)
+
+    @pytest.mark.parametrize("data", [b"https://dl", b"hello", b"\x80\x02.", b""])
+    def test_a_file_that_is_no_pickle_is_refused(self, recipe: Recipe, tmp_path: Path, data: bytes) -> None:
+        (tmp_path / "w.pth").write_bytes(data)
+        with pytest.raises(RecipeError, match=r"not a file of torch\.save"):
             load_detector(recipe, tmp_path / "w.pth")
 
     @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
@@ -213,6 +228,13 @@ class TestWeights:
             RecipeError,
             match=r"grid needs a_library_of_nobody, which is not installed: see docs/detectors/grid\.md",
         ):
+            load_detector(Recipe("x", "grid", "y", LABELS), tmp_path)
+
+    def test_a_family_whose_library_is_broken(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "broken_family.py").write_text("raise ImportError('_C.so: undefined symbol: _ZN3c10')\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setitem(FAMILIES, "grid", "broken_family")
+        with pytest.raises(RecipeError, match=r"grid's library cannot be imported.*undefined symbol"):
             load_detector(Recipe("x", "grid", "y", LABELS), tmp_path)
 
     def test_unknown_family_and_architecture(self, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -46,7 +47,12 @@ def asked(where: list[float], label: str, **more: Any) -> types_pb2.Select:
 
 
 def found_with(
-    request: types_pb2.Select, *, kind: str = "iou", group_limit: int | None = None, **settings: Any
+    request: types_pb2.Select,
+    *,
+    kind: str = "iou",
+    group_limit: int | None = None,
+    best_class_only: bool = False,
+    **settings: Any,
 ) -> Finding:
     candidates = Candidates(
         FRAME.to_network(torch.tensor(BOXES, dtype=torch.float32)),
@@ -55,7 +61,13 @@ def found_with(
     )
     detect = explainer_pb2.DetectRequest(select=request, nms=types_pb2.Nms(kind=kind, **settings))
     chosen = settings_of(detect, MODEL)
-    entered = contenders(candidates, FRAME, chosen, group_limit=group_limit)
+    entering = candidates
+    if best_class_only:
+        best = candidates.scores == candidates.scores.amax(1, keepdim=True)
+        entering = replace(candidates, scores=torch.where(best, candidates.scores, -1.0))
+    entered = replace(
+        contenders(entering, FRAME, chosen, group_limit=group_limit), best_class_only=best_class_only
+    )
     verdict = suppress(entered.boxes, entered.scores, entered.labels, chosen, explain=True)
     detections = detections_of(candidates, entered, verdict, FRAME, chosen)
     return Finding(candidates, entered, verdict, detections, FRAME, chosen)
@@ -123,6 +135,12 @@ class TestReasons:
         told, _, answer = explain(asked(TWIN, "beta"))
         assert (told.reason, told.by_label, told.by_index) == ("outscored", "alpha", 0)
         assert answer.candidates.tolist()[0] == 0
+
+    def test_outscored_where_a_candidate_enters_as_its_best_class_alone(self) -> None:
+        """However low the threshold: DETR's queries answer with one class."""
+        told, _, answer = explain(asked(RIGHT, "alpha", score_threshold=0.25), best_class_only=True)
+        assert (told.reason, told.by_label) == ("outscored", "beta")
+        assert answer.labels.tolist()[told.by_index] == 1
 
     def test_the_limit(self) -> None:
         told, _, answer = explain(asked(RIGHT, "beta", max_detections=1))

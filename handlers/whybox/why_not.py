@@ -150,11 +150,11 @@ def _never_entered(
 ) -> None:
     """Tell why the candidate did not enter the suppression of duplicates as this label."""
     scores, threshold = found.candidates.scores[row], found.settings.score_threshold
-    if float(scores[label]) > threshold:
+    best = int(scores.argmax())
+    if float(scores[label]) > threshold and (best == label or not found.contenders.best_class_only):
         told.reason = "limit"
         return
     told.score_threshold = threshold
-    best = int(scores.argmax())
     if float(scores[best]) <= threshold:
         told.reason = "score"
         return

@@ -141,6 +141,7 @@ class Contenders:
         candidates: int64 (N,), positions in `Candidates`.
         trim: what the suppression leaves is clipped to the picture afterwards, and boxes of which nothing is
             left then are dropped.
+        best_class_only: each candidate enters as its best class alone.
     """
 
     boxes: Tensor
@@ -148,6 +149,7 @@ class Contenders:
     scores: Tensor
     candidates: Tensor
     trim: bool = False
+    best_class_only: bool = False
 
     def shown(self, rows: Tensor, frame: Frame) -> Tensor:
         """Return the boxes at some positions, int64 (n,), as answers have them: float (n, 4), image frame."""

@@ -80,3 +80,8 @@ def _family(recipe: Recipe) -> Family:
             f"{recipe.name}: family: {recipe.family} needs {library}, which is not installed: "
             f"see docs/detectors/{recipe.family}.md"
         ) from error
+    except ImportError as error:  # such as an extension that was built for another torch
+        raise RecipeError(
+            f"{recipe.name}: family: {recipe.family}'s library cannot be imported, and may have to be "
+            f"installed anew (docs/detectors/{recipe.family}.md): {error}"
+        ) from error

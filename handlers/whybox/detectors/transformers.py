@@ -404,7 +404,7 @@ class TransformersDetector(WhiteBoxDetector):
         scores = candidates.scores
         best = torch.zeros_like(scores).scatter(1, scores.argmax(1, keepdim=True), 1).bool()
         alone = replace(candidates, scores=torch.where(best, scores, -1.0))
-        return contenders(alone, frame, settings)
+        return replace(contenders(alone, frame, settings), best_class_only=True)
 
     # What can be looked into
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import pickle
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +18,8 @@ from whybox.recipe import Recipe, RecipeError
 PACKED = "weights.safetensors"
 """The name of a packed checkpoint's file."""
 
+_CODE = re.compile(r"unsupported (?:global: )?global ([\w.]+)", re.IGNORECASE)
+"""What torch says of a name that is not data."""
 
 TRAINING = "model"
 """Where torchvision's reference training script puts the weights in its checkpoints."""
@@ -31,19 +33,37 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         RecipeError: if the file is missing or holds anything else.
     """
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        try:
             return safetensors.torch.load_file(path)
-        # The script keeps its options too, which are data alone.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
-        raise RecipeError(f"{path}: the weights cannot be read: {error}") from error
+        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+            raise RecipeError(f"{path}: the weights cannot be read: {error}") from error
+    loaded = unpickle(path)
     if isinstance(loaded, dict) and isinstance(loaded.get(TRAINING), dict):
         loaded = loaded[TRAINING]
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise RecipeError(f"{path}: expected a state dict, tensors by name; got {type(loaded).__name__}")
     return loaded
+
+
+def unpickle(path: Path) -> object:
+    """Read a file of `torch.save`: tensors, and what plain data is around them.
+
+    Raises:
+        RecipeError: if it is missing, is no such file, or names anything else.
+    """
+    try:
+        # torchvision's reference training script keeps its options too, which are data alone.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise RecipeError(f"{path}: the weights cannot be read: {error}") from error
+    except Exception as error:  # what a reader of pickles does with other files has no end
+        if code := _CODE.search(str(error)):
+            reason = f"it holds code ({code[1]}); save a state dict, or safetensors"
+        else:
+            reason = f"not a file of torch.save ({type(error).__name__})"
+        raise RecipeError(f"{path}: the weights cannot be read: {reason}") from error
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

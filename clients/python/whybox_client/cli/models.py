@@ -83,7 +83,7 @@ def _find_recipe(given: Path) -> Path:
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    default="model_store",
+    default=MODEL_STORE,
     show_default=True,
     help="Folder for the .mar files.",
 )
@@ -103,7 +103,7 @@ def build(recipes: tuple[Path, ...], out: Path, weights: Path | None) -> None:
         from whybox import archives
     except ImportError as error:
         raise needs_extra("serve", str(error)) from error
-    for recipe in recipes or _recipes_with_weights(Path("model_store")):
+    for recipe in recipes or _recipes_with_weights(MODEL_STORE):
         try:
             click.echo(archives.build(recipe, out, weights))
         except (OSError, ValueError) as error:
