@@ -19,6 +19,7 @@ from builders import (
     random_model,
     write_recipe,
 )
+from whybox import inverting
 from whybox.detectors.base import Detections, WhiteBoxDetector
 from whybox.detectors.stage_outputs import StageOutputs
 from whybox.detectors.torchvision import wrap
@@ -672,6 +673,28 @@ def test_a_worker_advances_step_by_step_to_a_result(engine: Engine) -> None:
     at_once = _ask(engine, whole).advance
     assert at_once.state == answer.state
     assert at_once.picture == answer.picture
+
+
+@pytest.mark.parametrize(("every", "looks"), [(1e9, 2), (0.0, 4)])
+def test_the_detector_looks_at_first_in_the_end_and_now_and_then(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, every: float, looks: int
+) -> None:
+    assert isinstance(engine.detector, WhiteBoxDetector)
+    seen: list[int] = []
+    detect = type(engine.detector).detect
+
+    def counting(self: WhiteBoxDetector, images: list[Tensor]) -> object:
+        seen.append(len(images))
+        return detect(self, images)
+
+    monkeypatch.setattr(type(engine.detector), "detect", counting)
+    monkeypatch.setattr(inverting, "LOOK_SECONDS", every)
+    request = _request()
+    answer = worker_pb2.Advance()
+    while not answer.HasField("result"):
+        answer = _ask(engine, request).advance
+        request.state = answer.state
+    assert len(seen) == looks
 
 
 def test_a_step_tells_where_its_time_goes(engine: Engine) -> None:

@@ -26,6 +26,9 @@ from whybox_proto.v1 import explainer_pb2, types_pb2, worker_pb2
 MAX_SECONDS = 60.0
 """Of one step, in which the worker does nothing else."""
 
+LOOK_SECONDS = 4.0
+"""Of iterations, after which the detector looks at what there is; each look costs about an iteration."""
+
 _COMPRESSION = 1
 """Of a step's picture, noise for the most part: a higher one takes longer and saves next to nothing."""
 
@@ -91,19 +94,23 @@ class Inverting:
         clock.ended("load")
         if not inverter.finished(state):
             inverter.advance(state, request.seconds, patience.check)
-        clock.ended("iterate")
+        state.unseen += clock.ended("iterate")
         made = inverter.picture(state)
-        found = self._detector.detect([made])[0]
-        shown = found[found.scores >= self._model.score_threshold]
+        found = None
+        if inverter.finished(state) or state.unseen >= LOOK_SECONDS or not request.state:
+            found = self._detector.detect([made])[0]
+            shown = found[found.scores >= self._model.score_threshold]
+            state.found = int((matches(layout.boxes, layout.labels, shown) >= 0).sum())
+            state.unseen = 0.0
         clock.ended("detect")
         progress = explainer_pb2.InversionProgress(
             iteration=state.iteration,
             iterations=settings.iterations,
             losses=state.losses,
-            found=int((matches(layout.boxes, layout.labels, shown) >= 0).sum()),
+            found=state.found,
         )
         answer = worker_pb2.Advance(state=state.dump(), progress=progress, picture=_png(made))
-        if inverter.finished(state):
+        if found is not None and inverter.finished(state):
             answer.result.detections.extend(messages_of(shown, self._detector.labels))
             answer.result.match.CopyFrom(match_of(layout, found, self._model.score_threshold))
             for name, curve in state.curves.items():
@@ -126,11 +133,13 @@ class _Clock:
         self._timed = timed
         self._since = time.perf_counter()
 
-    def ended(self, stage: str) -> None:
-        """Tell of a stage that has ended this moment."""
+    def ended(self, stage: str) -> float:
+        """Tell of a stage that has ended this moment; returns its seconds."""
         now = time.perf_counter()
-        self._timed(stage, now - self._since)
+        seconds = now - self._since
+        self._timed(stage, seconds)
         self._since = now
+        return seconds
 
 
 def _png(picture: Tensor) -> bytes:

@@ -34,7 +34,7 @@ class InversionProgress:
     Attributes:
         iteration: iterations done; `iterations`: in all, 0 while that is not known.
         losses: of the last iteration, by name.
-        found: how many of the layout's objects are found in the latest picture.
+        found: objects of the layout that the detector found when it last looked, a few seconds ago at most.
     """
 
     iteration: int

@@ -31,6 +31,8 @@ class State:
         sigma: of the next blur, in pixels.
         losses: of the last iteration, by name.
         curves: name → (iteration, value), in order.
+        found: objects of the layout that were found when the detector last looked.
+        unseen: seconds of iterations since then.
     """
 
     iteration: int
@@ -39,6 +41,8 @@ class State:
     sigma: float
     losses: dict[str, float] = field(default_factory=dict)
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    found: int = 0
+    unseen: float = 0.0
 
     def dump(self) -> bytes:
         """Write; inverse of `load_state`."""
@@ -49,6 +53,8 @@ class State:
             "sigma": self.sigma.hex(),
             "losses": self.losses,
             "curves": self.curves,
+            "found": self.found,
+            "unseen": self.unseen,
         }
         all_tensors = [*self.tensors, *self.moments]
         named = {f"{i:02}": tensor.detach().cpu().contiguous() for i, tensor in enumerate(all_tensors)}
@@ -77,6 +83,8 @@ def load_state(data: bytes, like: State) -> State:
             float.fromhex(told["sigma"]),
             {name: float(value) for name, value in told["losses"].items()},
             {name: [(int(i), float(v)) for i, v in curve] for name, curve in told["curves"].items()},
+            int(told["found"]),
+            float(told["unseen"]),
         )
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise StateError(f"not the state of an inversion: {type(error).__name__}") from error
