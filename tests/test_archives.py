@@ -17,6 +17,8 @@ from packaging.requirements import Requirement
 
 from builders import LABELS, encoded, random_image, write_recipe
 from whybox.archives import build
+from whybox.engine import Engine
+from whybox.recipe import Recipe, RecipeError
 
 PROMISED = ("torch", "torchvision", "protobuf", "safetensors", "numpy", "pillow", "pyyaml", "torchserve")
 """What a TorchServe's Python must have, and TorchServe itself."""
@@ -58,6 +60,42 @@ def test_weights_of_pytorch_are_packed_as_safetensors(tmp_path: Path) -> None:
         own = safetensors.torch.load(packed.read("weights.safetensors"))
     assert own.keys() == state.keys()
     assert all(torch.equal(own[name], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "words"),
+    [("classification_head.cls_logits", "scores"), ("regression_head.bbox_reg", "boxes")],
+)
+def test_a_model_that_answers_with_what_is_not_finite(spoilt: str, words: str, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, "fcos")
+    state = safetensors.torch.load_file(tmp_path / "fcos-random.safetensors")
+    state[f"head.{spoilt}.bias"].fill_(torch.nan)
+    safetensors.torch.save_file(state, tmp_path / "fcos-random.safetensors")
+    with pytest.raises(RecipeError, match=f"fcos-random: the {words} of a picture of noise are not finite"):
+        build(path, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("broken", ["prepare", "forward", "postprocess"])
+def test_a_model_that_fails_on_a_picture(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_recipe(tmp_path, "retinanet", input={"max_pixels": 10_000})
+    load = Engine.load
+
+    def load_broken(recipe: Recipe, weights: Path) -> Engine:
+        engine = load(recipe, weights)
+
+        def fail(*_: object) -> None:
+            raise KeyError("sizes")
+
+        monkeypatch.setattr(engine.detector, broken, fail)
+        return engine
+
+    monkeypatch.setattr(Engine, "load", load_broken)
+    words = "retinanet-random: the model fails on a picture of 100 x 100 pixels: KeyError: 'sizes'"
+    with pytest.raises(RecipeError, match=words):
+        build(path, tmp_path / "store")
 
 
 def requirements_of(names: tuple[str, ...]) -> set[str]:

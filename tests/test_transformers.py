@@ -34,6 +34,7 @@ from whybox.archives import build
 from whybox.detectors.base import Detections
 from whybox.detectors.registry import load_detector, pack_detector
 from whybox.detectors.transformers import KINDS, TransformersDetector, written_out
+from whybox.detectors.transformers_checkpoint import own_backbone
 from whybox.engine import Engine
 from whybox.methods import METHODS
 from whybox.methods.base import Question, scalar
@@ -141,6 +142,40 @@ def test_anchors_of_one_size_are_made_for_any() -> None:
     (found,), (own,) = detector.detect([image]), random_query_detector("rt_detr").detect([image])
     torch.testing.assert_close(found.boxes, own.boxes)
     detector.forward(replace(detector.prepare([image])[0][1], pixels=torch.zeros(1, 3, 96, 96)))
+
+
+def with_queries(name: str, count: int, side: int) -> TransformersDetector:
+    """A detector with so many queries, taken from the cells of pictures of so many pixels."""
+    config = config_of(name)
+    config.num_queries = config.two_stage_num_proposals = count
+    torch.manual_seed(0)
+    model = getattr(transformers, KINDS[config.model_type].model)(config)
+    processor = processor_of(model)
+    processor.size = type(processor.size)(height=side, width=side)
+    return TransformersDetector(model, processor, LABELS)
+
+
+@pytest.mark.parametrize("name", ["rt_detr", "rt_detr_v2", "d_fine", "deformable_detr_two_stage"])
+def test_more_queries_than_a_small_picture_has_cells(name: str) -> None:
+    detector = with_queries(name, 400, 192)
+    assert detector.layers == random_query_detector(name).layers
+    ((_, batch),) = detector.prepare([random_image(*SMALL)])
+    assert len(detector.candidates(detector.forward(batch), 0).boxes) == 400
+    with pytest.raises(ValueError, match=r"queries: expected at most \d{5}, the cells .*; got 30000"):
+        with_queries(name, 30_000, 192)
+
+
+@pytest.mark.parametrize("size", [(50, 10), (10, 50), (30, 30)])
+def test_pictures_that_would_vanish_between_two_limits(size: tuple[int, int]) -> None:
+    model = random_query_model("detr")
+    processor = transformers.DetrImageProcessor(size={"max_height": size[0], "max_width": size[1]})
+    detector = TransformersDetector(model, processor, LABELS)
+    assert detector.max_aspect == min(size) - 1
+    for shape in ((1, detector.max_aspect), (detector.max_aspect, 1), (7, 7 * detector.max_aspect)):
+        assert len(detector.prepare([random_image(*shape)])) == 1
+    thin = (1, min(size) + 2) if size[1] == min(size) else (min(size) + 2, 1)
+    with pytest.raises(ValueError, match=r"Got SizeDict\((height|.*width)=0"):
+        detector.prepare([random_image(*thin)])
 
 
 class Seen:
@@ -612,10 +647,149 @@ class TestBadCheckpoints:
         self.edit(path, "preprocessor_config.json", size="large")
         self.refused(path, r"preprocessor_config\.json: the library cannot use it")
 
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("resample", 99),
+            ("rescale_factor", "x"),
+            ("image_mean", [0.5, 0.5]),
+            ("image_std", [0, 0, 0]),
+            ("size", {"shortest_edge": 64}),
+        ],
+    )
+    def test_pictures_that_cannot_be_prepared(
+        self, field: str, value: object, checkpoint: Callable[..., Path]
+    ) -> None:
+        path = checkpoint()
+        self.edit(path, "preprocessor_config.json", **{field: value})
+        self.refused(path, r"detr: (the model fails on a picture|the pixels, .* are not finite)")
+        assert not (path.parent / "store").exists()
+
+    def test_networks_whose_parts_do_not_fit_each_other(self, checkpoint: Callable[..., Path]) -> None:
+        path = checkpoint("rt_detr")
+        self.edit(path, encode_proj_layers=[7])
+        self.refused(path, r"rt-detr: config\.json: the model fails on a picture: IndexError: list index")
+
+    @pytest.mark.parametrize(
+        ("fields", "words"),
+        [
+            (
+                {
+                    "backbone_config": {
+                        "model_type": "timm_backbone",
+                        "backbone": "resnet50",
+                        "out_indices": 4,
+                    }
+                },
+                "out_indices: expected a list of stages, 1 to 4; got 4",
+            ),
+            (
+                {"backbone": "resnet50", "backbone_kwargs": {"out_indices": [True, "4"]}},
+                r"out_indices: .*; got \[True, '4'\]",
+            ),
+            (
+                {"backbone": "resnet50", "backbone_kwargs": [1]},
+                "backbone_kwargs: expected a mapping; got list",
+            ),
+            ({"backbone_config": ["resnet"]}, "backbone_config: expected a mapping; got list"),
+            (
+                {"backbone": "resnet50", "num_feature_levels": "many"},
+                "num_feature_levels: expected a whole number; got 'many'",
+            ),
+            ({"backbone": ["resnet50"]}, r"backbone: expected .*; got \['resnet50'\]"),
+            ({"architectures": 4}, r"of another architecture: .*; got 4 \(detr\)"),
+        ],
+    )
+    def test_fields_of_another_type(
+        self, fields: dict[str, Any], words: str, checkpoint: Callable[..., Path]
+    ) -> None:
+        path = checkpoint()
+        self.edit(path, **{"backbone_config": None, **fields})
+        self.refused(path, words)
+
+    @pytest.mark.parametrize(
+        "own", ["layer1", "layerX.0.conv1.weight", "layer1.0.fc1.weight", "layer1.0.conv"]
+    )
+    def test_weights_that_timms_resnet_does_not_have(self, own: str, checkpoint: Callable[..., Path]) -> None:
+        path = checkpoint()
+        file = path.parent / "checkpoint" / "model.safetensors"
+        self.edit(path, backbone_config=None, backbone="resnet18", hidden_sizes=None)
+        config = own_backbone(json.loads((file.parent / "config.json").read_text()))[0]
+        kind = transformers.DetrForObjectDetection
+        state = kind(kind.config_class.from_dict(config)).state_dict()
+        odd = f"backbone.conv_encoder.model.{own}"
+        safetensors.torch.save_file({**state, odd: torch.zeros(1)}, file)
+        self.refused(path, f"not in the model: .*{own}")
+
     def edit(self, path: Path, file: str = "config.json", **fields: Any) -> None:
         """Change some fields of one of the checkpoint's configurations."""
         whole = path.parent / "checkpoint" / file
         whole.write_text(json.dumps({**json.loads(whole.read_text()), **fields}))
+
+
+QUANTISED = {"quant_method": "torchao", "quant_type": {"default": "int8"}}
+
+
+class TestNothingIsLookedUp:
+    """What a configuration names of other people's code is never loaded."""
+
+    @pytest.fixture
+    def reached(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The loaders of the library that were called."""
+        called: list[str] = []
+
+        def spy(where: str) -> None:
+            def reach(*_: object, **__: object) -> None:
+                called.append(where)
+                raise ImportError(f"{where} was reached")
+
+            monkeypatch.setattr(f"transformers.{where}", reach)
+
+        spy("modeling_utils.lazy_import_flash_attention")
+        spy("quantizers.auto.AutoHfQuantizer.merge_quantization_configs")
+        return called
+
+    @pytest.mark.parametrize(
+        "fields", [{"attn_implementation": "owner/kernel"}, {"quantization_config": QUANTISED}]
+    )
+    def test_the_library_would(self, fields: dict[str, Any], reached: list[str]) -> None:
+        """So that the others can fail."""
+        kind = transformers.DetrForObjectDetection
+        config = kind.config_class.from_dict({**config_of("detr").to_dict(), **fields})
+        with pytest.raises(ImportError, match="was reached"):
+            kind.from_pretrained(None, config=config, state_dict={}, local_files_only=True)
+        assert len(reached) == 1
+
+    @pytest.mark.parametrize("field", ["attn_implementation", "_attn_implementation"])
+    @pytest.mark.parametrize(
+        "value", ["owner/kernel", {"": "owner/kernel", "backbone_config": "owner/kernel"}]
+    )
+    @pytest.mark.parametrize("deep", [False, True])
+    def test_kernels(
+        self, deep: bool, value: object, field: str, checkpoint: Callable[..., Path], reached: list[str]
+    ) -> None:
+        path = checkpoint()
+        file = path.parent / "checkpoint" / "config.json"
+        config = json.loads(file.read_text())
+        (config["backbone_config"] if deep else config)[field] = value
+        file.write_text(json.dumps(config))
+        loaded = load_detector(read_recipe(path), file.parent)
+        assert isinstance(loaded, TransformersDetector)
+        assert loaded.model.config._attn_implementation == "sdpa"
+        packed, _ = pack_detector(read_recipe(path), file.parent, path.parent)
+        assert "owner" not in json.dumps(packed.options)
+        assert reached == []
+
+    @pytest.mark.parametrize("deep", [False, True])
+    def test_quantised_weights(self, deep: bool, checkpoint: Callable[..., Path], reached: list[str]) -> None:
+        path = checkpoint()
+        file = path.parent / "checkpoint" / "config.json"
+        config = json.loads(file.read_text())
+        (config["backbone_config"] if deep else config)["quantization_config"] = QUANTISED
+        file.write_text(json.dumps(config))
+        with pytest.raises(RecipeError, match=r"config\.json: quantization_config: expected none; quantised"):
+            build(path, path.parent / "store")
+        assert reached == []
 
 
 def test_other_models_are_refused() -> None:

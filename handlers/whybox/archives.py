@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
 import yaml
 
 import whybox
@@ -27,14 +29,17 @@ LEFT_OUT = (
 )
 """What a worker does not need."""
 
+TRIAL = 256
+"""Side of the picture that a model is tried on, at most."""
+
 
 def build(recipe_path: Path, out_dir: Path, weights: Path | None = None) -> Path:
     """Build the archive of a recipe.
 
-    The checkpoint is made self-contained, and what will be served is loaded and described first, so that what
-    does not fit is told here and not by a worker that fails to start. The archive carries weights, recipe,
-    entry file, `whybox` and `whybox_proto`; where it is served torch, torchvision, protobuf, safetensors,
-    numpy, pillow and pyyaml must be installed, and the library of the recipe's family.
+    The checkpoint is made self-contained, and what will be served is loaded, described and tried on a picture
+    first, so that what does not fit is told here and not by a worker that fails. The archive carries weights,
+    recipe, entry file, `whybox` and `whybox_proto`; where it is served torch, torchvision, protobuf,
+    safetensors, numpy, pillow and pyyaml must be installed, and the library of the recipe's family.
 
     Args:
         recipe_path: the recipe.
@@ -45,7 +50,7 @@ def build(recipe_path: Path, out_dir: Path, weights: Path | None = None) -> Path
         The archive, ``{name}.mar``.
 
     Raises:
-        RecipeError: if recipe, weights and labels do not fit.
+        RecipeError: if recipe, weights and labels do not fit, or the model fails on a picture.
     """
     recipe = read_recipe(recipe_path)
     if weights is None:
@@ -59,10 +64,38 @@ def build(recipe_path: Path, out_dir: Path, weights: Path | None = None) -> Path
         raise RecipeError(f"{recipe_path}: weights: there is no file or folder {weights}")
     with tempfile.TemporaryDirectory() as scratch:
         packed, packed_weights = pack_detector(recipe, weights, Path(scratch))
-        Engine.load(packed, packed_weights)
+        _try_out(Engine.load(packed, packed_weights))
         out_dir.mkdir(parents=True, exist_ok=True)
         _package(packed, packed_weights, Path(scratch), out_dir)
     return out_dir / f"{recipe.name}.mar"
+
+
+def _try_out(engine: Engine) -> None:
+    """Detect on a picture of noise.
+
+    Raises:
+        RecipeError: if that fails, or comes to what is not finite.
+    """
+    recipe, detector = engine.recipe, engine.detector
+    side = min(TRIAL, recipe.input.max_side, math.isqrt(recipe.input.max_pixels))
+    noise = torch.Generator().manual_seed(0)
+    picture = torch.randint(0, 256, (side, side, 3), generator=noise, dtype=torch.uint8)
+    try:
+        ((_, batch),) = detector.prepare([picture])
+        candidates = detector.candidates(detector.forward(batch), 0)
+        detector.postprocess(candidates, batch.frames[0], detector.defaults)
+    except Exception as error:  # whatever a library raises over a configuration that it took
+        raise RecipeError(
+            f"{recipe.name}: the model fails on a picture of {side} x {side} pixels: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    for what, values in (
+        ("pixels, as they are prepared,", batch.pixels),
+        ("scores", candidates.scores),
+        ("boxes", candidates.boxes),
+    ):
+        if not values.isfinite().all():
+            raise RecipeError(f"{recipe.name}: the {what} of a picture of noise are not finite")
 
 
 def _package(recipe: Recipe, weights: Path, scratch: Path, out_dir: Path) -> None:

@@ -33,10 +33,10 @@ from whybox.detectors.base import (
     Tap,
     Trace,
     WhiteBoxDetector,
-    group_by_shape,
     require_images,
 )
 from whybox.detectors.postprocess import contenders
+from whybox.detectors.pyramid import PROBE, batches_of
 from whybox.detectors.query_attention import sampled_points, samples_points, spread
 from whybox.detectors.query_taps import Ascent, Below, Entry, QueryTap, QueryTaps, QueryViews
 from whybox.detectors.stage_outputs import StageOutputs
@@ -44,6 +44,9 @@ from whybox.detectors.taps import level_grids
 
 THRESHOLD = 0.5
 """Of the library's own `post_process_object_detection`."""
+
+MOST_PROBED = 1024
+"""Side of the largest picture that is tried to find one with a cell for each query, in network pixels."""
 
 
 @dataclass(frozen=True)
@@ -172,10 +175,11 @@ class TransformersDetector(WhiteBoxDetector):
 
     def _read_sizes(self) -> None:
         """Find which pictures would vanish when they are resized."""
-        size = self.processor.size
-        longest = size.get("longest_edge") or size.get("max_height") if self.processor.do_resize else None
-        if longest:
-            self.max_aspect = int(longest) - 1
+        size = self.processor.size if self.processor.do_resize else {}
+        if size.get("shortest_edge") and size.get("longest_edge"):
+            self.max_aspect = int(size["longest_edge"]) - 1
+        elif size.get("max_height") and size.get("max_width"):
+            self.max_aspect = min(int(size["max_height"]), int(size["max_width"])) - 1
 
     @property
     def device(self) -> torch.device:
@@ -208,13 +212,7 @@ class TransformersDetector(WhiteBoxDetector):
             )
             pixels = made["pixel_values"].to(self._dtype)  # [1, 3, H, W]
             prepared.append((pixels, Frame(image.shape[1], image.shape[0], pixels.shape[3], pixels.shape[2])))
-        return [
-            (
-                group,
-                Batch(torch.cat([prepared[i][0] for i in group]), tuple(prepared[i][1] for i in group)),
-            )
-            for group in group_by_shape([tuple(pixels.shape) for pixels, _ in prepared])
-        ]
+        return batches_of(prepared)
 
     def embed(self, picture: Tensor) -> Batch:
         """See `WhiteBoxDetector.embed`."""
@@ -356,12 +354,34 @@ class TransformersDetector(WhiteBoxDetector):
             return list(maps)
         return torch.cat([level.flatten(2).transpose(1, 2) for level in maps], 1)
 
+    def _probe(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """A grey picture (1, 3, side, side), as small as the queries allow, and its stages.
+
+        Raises:
+            ValueError: if there are more queries than cells in any picture that is tried.
+        """
+        config, wanted = self.model.config, 0
+        if self._selector is not None:
+            deformable = config.model_type == "deformable_detr"
+            wanted = config.two_stage_num_proposals if deformable else config.num_queries
+        side, cells = PROBE, 0
+        while side <= MOST_PROBED:
+            pixels = torch.zeros((1, 3, side, side), device=self.device, dtype=self._dtype)
+            stages = self._climb(pixels)
+            cells = sum(height * width for height, width in self._sizes(stages))
+            if cells >= wanted:
+                return pixels, stages
+            side *= 2
+        raise ValueError(
+            f"queries: expected at most {cells}, the cells that a picture of {MOST_PROBED} x {MOST_PROBED} "
+            f"has for them; got {wanted}"
+        )
+
     def _find_layers(self) -> dict[str, Layer]:
         """Run a small grey picture through the network to see what its layers look like."""
-        side = 128
-        pixels = torch.zeros((1, 3, side, side), device=self.device, dtype=self._dtype)
         with torch.no_grad():
-            stages = self._climb(pixels)
+            pixels, stages = self._probe()
+            side = pixels.shape[3]
             said = self._run(pixels, stages)
             count = len(said.memory) if self.kind.maps else len(self._sizes(stages))
             self._memory_names = ["memory"] if count == 1 else [f"memory{i + 1}" for i in range(count)]

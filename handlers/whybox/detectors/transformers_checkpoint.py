@@ -8,6 +8,7 @@ both configurations in the recipe's options.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,15 @@ from whybox.recipe import Recipe, RecipeError
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+IMPLEMENTATIONS = frozenset(
+    f"{prefix}{what}_implementation{suffix}"
+    for prefix in ("", "_")
+    for what in ("attn", "experts")
+    for suffix in ("", "_internal")
+)
+"""Fields of a configuration that say which code computes attention: the library takes a kernel's name on its
+hub for one, and would load it."""
 
 RESNETS: dict[str, dict[str, Any]] = {
     "resnet18": {"depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512], "layer_type": "basic"},
@@ -57,7 +67,8 @@ def read_checkpoint(recipe: Recipe, weights: Path) -> Checkpoint:
         weights: the folder; with these options, or beside the two configurations, a file.
 
     Raises:
-        RecipeError: if a part is missing or cannot be read, or a configuration asks for code.
+        RecipeError: if a part is missing or cannot be read, or a configuration asks for code or for
+            quantised weights.
     """
     unknown = [name for name in recipe.options if name not in ("config", "preprocessor")]
     if unknown:
@@ -70,13 +81,32 @@ def read_checkpoint(recipe: Recipe, weights: Path) -> Checkpoint:
             part = _read_json(folder / name)
         if not isinstance(part, Mapping):
             raise RecipeError(f"{recipe.name}: {option}: expected a mapping; got {type(part).__name__}")
-        if "auto_map" in part:
+        if _says(part, "auto_map"):
             raise RecipeError(
                 f"{recipe.name}: {name} asks for code of its own (auto_map), which is never run: save the "
                 "checkpoint with one of the library's own classes"
             )
-        parts.append(part)
+        if _says(part, "quantization_config"):
+            raise RecipeError(
+                f"{recipe.name}: {name}: quantization_config: expected none; quantised checkpoints are not "
+                "supported: save the checkpoint in full precision"
+            )
+        parts.append(_computed_here(part))
     return Checkpoint(parts[0], parts[1], _read_all(weights))
+
+
+def _says(part: Any, field: str) -> bool:
+    """Whether a configuration has a field, at any depth."""
+    if isinstance(part, Mapping):
+        return part.get(field) is not None or any(_says(value, field) for value in part.values())
+    return isinstance(part, list) and any(_says(value, field) for value in part)
+
+
+def _computed_here(part: Any) -> Any:
+    """A configuration without `IMPLEMENTATIONS`, at any depth: who loads it chooses."""
+    if isinstance(part, Mapping):
+        return {key: _computed_here(value) for key, value in part.items() if key not in IMPLEMENTATIONS}
+    return [_computed_here(value) for value in part] if isinstance(part, list) else part
 
 
 def pack_checkpoint(recipe: Recipe, weights: Path, folder: Path) -> tuple[Recipe, Path]:
@@ -102,13 +132,16 @@ def own_backbone(config: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
         The configuration, and whether it was timm's: its weights then have timm's names.
 
     Raises:
-        RecipeError: for another of timm's backbones, one with dilation, or one that would be looked up
-            elsewhere.
+        RecipeError: for another of timm's backbones, one with dilation, one that would be looked up
+            elsewhere, or fields of another type.
     """
     made = dict(config)
     given = made.get("backbone_config")
     name, timm = made.pop("backbone", None), made.pop("use_timm_backbone", None)
     extra = made.pop("backbone_kwargs", None) or {}
+    for field, value in (("backbone_config", given), ("backbone_kwargs", extra)):
+        if not isinstance(value, Mapping | None):
+            raise RecipeError(f"{CONFIG}: {field}: expected a mapping; got {type(value).__name__}")
     made.pop("use_pretrained_backbone", None)
     by_default = str(made.get("model_type")) in ("detr", "conditional_detr", "deformable_detr")
     if isinstance(given, Mapping):
@@ -125,8 +158,14 @@ def own_backbone(config: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
     if made.get("dilation") or extra.get("output_stride") not in (None, 32):
         raise RecipeError(f"{CONFIG}: dilation: expected none; a dilated backbone (DC5) is not supported")
     # timm counts the stem as 0. One level of features: the last stage; several: the last three.
-    several = int(made.get("num_feature_levels") or 1) > 1
-    stages = extra.get("out_indices") or ([2, 3, 4] if several else [4])
+    levels = made.get("num_feature_levels") or 1
+    if not isinstance(levels, int):
+        raise RecipeError(f"{CONFIG}: num_feature_levels: expected a whole number; got {levels!r}")
+    stages = extra.get("out_indices") or ([2, 3, 4] if levels > 1 else [4])
+    if not isinstance(stages, list | tuple) or any(
+        type(stage) is not int or not 1 <= stage <= 4 for stage in stages
+    ):
+        raise RecipeError(f"{CONFIG}: out_indices: expected a list of stages, 1 to 4; got {stages!r}")
     made["backbone_config"] = {
         "model_type": "resnet",
         "out_features": [f"stage{index}" for index in stages],
@@ -140,28 +179,32 @@ def rename_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {_rename(name): value for name, value in weights.items()}
 
 
+_BLOCK = re.compile(r"layer([1-9])\.(\d+)\.(?:(conv|bn)([1-9])|downsample\.([01]))\.(.+)")
+"""timm's name of a weight in one of a ResNet's blocks."""
+
+_KINDS = {"conv": "convolution", "bn": "normalization"}
+
+
 def _rename(name: str) -> str:
+    """The library's own name; of what timm's ResNet does not have, the name that it comes with."""
     prefix = next((p for p in ("backbone.conv_encoder.model.", "backbone.model.") if p in name), None)
     if prefix is None:
         return name
     head, _, own = name.partition(prefix)
     own = own.removeprefix("_backbone.")
-    parts = own.split(".")
-    if parts[0] in ("conv1", "bn1"):
-        return ".".join([head + prefix + "embedder.embedder", _KINDS[parts[0][:-1]], *parts[1:]])
-    if not parts[0].startswith("layer"):
+    stem, _, rest = own.partition(".")
+    if stem in ("conv1", "bn1"):
+        return f"{head}{prefix}embedder.embedder.{_KINDS[stem[:-1]]}.{rest}"
+    found = _BLOCK.fullmatch(own)
+    if found is None:
         return name
-    place = f"encoder.stages.{int(parts[0].removeprefix('layer')) - 1}.layers.{parts[1]}"
-    if parts[2] == "downsample":
-        part = "shortcut." + ("convolution", "normalization")[int(parts[3])]
-        rest = parts[4:]
-    else:
-        kind, number = parts[2][:-1], int(parts[2][-1]) - 1
-        part, rest = f"layer.{number}.{_KINDS[kind]}", parts[3:]
-    return ".".join([head + prefix + place, part, *rest])
-
-
-_KINDS = {"conv": "convolution", "bn": "normalization"}
+    stage, block, kind, number, shortcut, rest = found.groups()
+    part = (
+        f"layer.{int(number) - 1}.{_KINDS[kind]}"
+        if kind
+        else f"shortcut.{list(_KINDS.values())[int(shortcut)]}"
+    )
+    return f"{head}{prefix}encoder.stages.{int(stage) - 1}.layers.{block}.{part}.{rest}"
 
 
 def _read_json(path: Path) -> Any:

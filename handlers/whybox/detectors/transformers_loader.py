@@ -34,8 +34,8 @@ def load(recipe: Recipe, weights: Path) -> TransformersDetector:
         weights: see `read_checkpoint`.
 
     Raises:
-        RecipeError: if the architecture is unknown or another one, the checkpoint is incomplete or asks for
-            code, or weights or labels do not fit.
+        RecipeError: if the architecture is unknown or another one, the checkpoint is incomplete, asks for
+            code or is quantised, or weights or labels do not fit.
     """
     if recipe.architecture not in KINDS:
         raise RecipeError(
@@ -44,6 +44,7 @@ def load(recipe: Recipe, weights: Path) -> TransformersDetector:
     checkpoint = read_checkpoint(recipe, weights)
     kind, found = KINDS[recipe.architecture], checkpoint.config.get("model_type")
     classes = checkpoint.config.get("architectures") or [kind.model]
+    classes = classes if isinstance(classes, list) else [classes]
     if found != recipe.architecture or classes != [kind.model]:
         raise RecipeError(
             f"{recipe.name}: the checkpoint is of another architecture: expected {kind.model} "
@@ -55,6 +56,10 @@ def load(recipe: Recipe, weights: Path) -> TransformersDetector:
         return TransformersDetector(model, processor, recipe.labels, background=recipe.background)
     except ValueError as error:
         raise RecipeError(f"{recipe.name}: {error}") from error
+    except Exception as error:  # whatever a network raises whose parts do not fit each other
+        raise RecipeError(
+            f"{recipe.name}: config.json: the model fails on a picture: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _build_model(recipe: Recipe, checkpoint: Checkpoint, path: Path) -> Any:
@@ -69,6 +74,7 @@ def _build_model(recipe: Recipe, checkpoint: Checkpoint, path: Path) -> Any:
                 config=kind.config_class.from_dict(config),
                 state_dict=weights,
                 dtype=torch.float32,
+                attn_implementation={"": "sdpa"},  # of the transformer; the backbone has its default
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 local_files_only=True,
