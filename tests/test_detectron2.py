@@ -1,7 +1,7 @@
 """The detectron2 family against detectron2 itself, on tiny models of every architecture.
 
 Where detectron2 is not installed these tests are skipped; what needs no detectron2 is tested in
-`test_array_pickle.py`, `test_detectron2_config.py` and `test_detectron2_checkpoint.py`.
+`test_array_pickle.py` and the other `test_detectron2_….py` but the loader's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from detectron2_parts import ARCHITECTURES, LAZY, config_of, load, sections
 from detectron2_reference import SeenDetectron2, levels_above
 from reference_parts import Case, compare_odam, double_precision
 from whybox.detectors.base import PostProcessing, WhiteBoxDetector
-from whybox.detectors.detectron2 import CascadeDetector, Detectron2Detector, FcosDetector
+from whybox.detectors.detectron2 import CascadeDetector, Detectron2Detector, FcosDetector, by_stride
 from whybox.engine import Engine
 from whybox.finding import find
 from whybox.inversion.inverter import Inverter
@@ -85,6 +85,13 @@ def predicted(architecture: str, folder: Path, image: Tensor, **input_: object) 
             height, width = image.shape[:2]
             found = model([{"image": pixels, "height": height, "width": width}])[0]["instances"]
     return found.pred_boxes.tensor, found.scores, found.pred_classes
+
+
+def test_levels_of_equal_strides_are_in_one_order() -> None:
+    """As res4 and a dilated res5; a set of names has another order in every process."""
+    strides = {"res5": 16, "res3": 8, "res4": 16}
+    for names in (["res5", "res3", "res4"], ["res4", "res5", "res3"]):
+        assert by_stride(names, strides) == ["res3", "res4", "res5"]
 
 
 @pytest.mark.parametrize("shape", [(90, 118), (64, 200), (200, 64), (120, 120)])

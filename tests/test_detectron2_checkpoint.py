@@ -74,6 +74,11 @@ def test_safetensors(tmp_path: Path) -> None:
         ("m.pkl", {"model": {"a": Path("x")}, "__author__": "x"}, "cannot be read: it names pathlib"),
         ("m.pkl", [W], "expected weights by name; got list"),
         ("m.pkl", {"model": {"a": 3}, "__author__": "x"}, "a: expected an array; got int"),
+        (
+            "m.pkl",
+            {"model": {"a": W.astype(np.longdouble)}, "__author__": "x"},
+            r"a: expected numbers of a type that torch has; got (float128|longdouble)",
+        ),
         ("m.pkl", {"blobs": {}}, "expected weights by name"),
         ("m.pkl", {"blobs": {3: W}}, "expected names of weights; got 3"),
         ("m.pth", {"model": Path("x")}, "cannot be read"),
@@ -92,9 +97,10 @@ def test_other_files_are_refused(name: str, value: Any, words: str, tmp_path: Pa
 def test_files_that_are_missing_or_damaged(name: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be read"):
         read_checkpoint(tmp_path / name)
-    (tmp_path / name).write_bytes(b"damaged")
-    with pytest.raises(RecipeError, match="cannot be read"):
-        read_checkpoint(tmp_path / name)
+    for damaged in (b"damaged", b"\x80\x02]q\x00K", b"", b"\x80\x02h\x05."):
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(RecipeError, match="cannot be read"):
+            read_checkpoint(tmp_path / name)
 
 
 def test_the_checkpoint_in_a_folder(tmp_path: Path) -> None:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 import yaml
 
-from whybox.detectors.detectron2_config import (
-    LAZY_INPUT,
-    check_config,
-    is_lazy,
-    is_target,
-    read_config,
-)
+from whybox.detectors import detectron2_config
+from whybox.detectors.detectron2_config import check_config, is_lazy, is_target
+from whybox.detectors.detectron2_pictures import LAZY_INPUT
 from whybox.recipe import RecipeError
 
 RCNN = "MODEL:\n  META_ARCHITECTURE: GeneralizedRCNN\n"
 MODEL = {"_target_": "detectron2.modeling.RetinaNet", "num_classes": 3}
+
+
+def read_config(path: Path, root: Path | None = None) -> dict[str, Any]:
+    """Of a file in the folder of the weights."""
+    return detectron2_config.read_config(path, root or path.parent)
 
 
 def write(folder: Path, text: str, name: str = "config.yaml") -> Path:
@@ -32,7 +36,7 @@ def test_files_are_merged_with_those_that_they_are_based_on(tmp_path: Path) -> N
     write(tmp_path, "VERSION: 2\nMODEL:\n  META_ARCHITECTURE: RetinaNet\n  A: 1\n", "base.yaml")
     write(tmp_path, "_BASE_: ../base.yaml\nMODEL:\n  A: 2\n  B: 3\nINPUT:\n  FORMAT: RGB\n", "one/a.yaml")
     path = write(tmp_path, "_BASE_: a.yaml\nMODEL:\n  B: 4\n", "one/b.yaml")
-    assert read_config(path) == {
+    assert read_config(path, tmp_path) == {
         "VERSION": 2,
         "MODEL": {"META_ARCHITECTURE": "RetinaNet", "A": 2, "B": 4},
         "INPUT": {"FORMAT": "RGB"},
@@ -44,13 +48,59 @@ def test_files_are_merged_with_those_that_they_are_based_on(tmp_path: Path) -> N
     [
         ("absent.yaml", "cannot be read"),
         ("config.yaml", "at most 10 files"),
-        ("detectron2://x.yaml", "_BASE_: expected a file beside this one"),
-        ("[1]", "_BASE_: expected a file beside this one"),
+        ("detectron2://x.yaml", "_BASE_: expected a file in the folder of the weights or below"),
+        ("[1]", "_BASE_: expected a file in the folder of the weights or below"),
+        ("../outside.yaml", r"folder of the weights or below; got '\.\./outside.yaml'"),
+        ("/dev/null", "folder of the weights or below; got '/dev/null'"),
+        ("link.yaml", "folder of the weights or below; got 'link.yaml'"),
+        ('"a\\0b"', "folder of the weights or below"),
+        ("below", "below: cannot be read: expected a regular file"),
     ],
 )
 def test_bases_that_are_none(base: str, words: str, tmp_path: Path) -> None:
+    write(tmp_path, RCNN, "outside.yaml")
+    folder = tmp_path / "weights"
+    (folder / "below").mkdir(parents=True)
+    (folder / "link.yaml").symlink_to(tmp_path / "outside.yaml")
     with pytest.raises(RecipeError, match=words):
-        read_config(write(tmp_path, f"_BASE_: {base}\n{RCNN}"))
+        read_config(write(folder, f"_BASE_: {base}\n{RCNN}"))
+
+
+def test_a_folder_of_weights_may_be_a_link(tmp_path: Path) -> None:
+    write(tmp_path, RCNN, "real/base.yaml")
+    write(tmp_path, "_BASE_: base.yaml\n", "real/config.yaml")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert "MODEL" in read_config(tmp_path / "link" / "config.yaml")
+
+
+def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    # If it were opened, it would be read to its end: this says a configuration, and closes it.
+    Thread(target=(tmp_path / "pipe.yaml").write_text, args=(RCNN,), daemon=True).start()
+    (tmp_path / "device.yaml").symlink_to(os.devnull)
+    try:
+        for name in ("pipe.yaml", "device.yaml"):
+            with pytest.raises(RecipeError, match="cannot be read: expected a regular file"):
+                read_config(tmp_path / name)
+        with pytest.raises(RecipeError, match=r"pipe.yaml: cannot be read: expected a regular file"):
+            read_config(write(tmp_path, "_BASE_: pipe.yaml\n"))
+    finally:
+        os.close(os.open(tmp_path / "pipe.yaml", os.O_RDONLY | os.O_NONBLOCK))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [*a]",
+        "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+        + "\n".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]" for a, b in itertools.pairwise("abcdefghi")),
+    ],
+)
+def test_aliases_have_an_end(text: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="expected at most 100000 values; got more"):
+        read_config(write(tmp_path, f"{RCNN}{text}\n"))
+    with pytest.raises(RecipeError, match="x: expected at most 100000 values; got more"):
+        check_config(yaml.safe_load(f"{RCNN}{text}\n"), "x")
 
 
 def test_what_the_zoo_has_of_python_is_read(tmp_path: Path) -> None:
@@ -73,6 +123,11 @@ def test_what_the_zoo_has_of_python_is_read(tmp_path: Path) -> None:
         '!!python/object/apply:eval ["1 / 0"]',
         '!!python/object/apply:eval ["y"]',
         '!!python/object/apply:eval ["1", "2"]',
+        "!!python/object/apply:eval []",
+        "!!python/object/apply:eval [3]",
+        f"!!python/object/apply:eval ['{'-' * 999}1']",
+        f"!!python/object/apply:eval ['{'(' * 499}1{')' * 499}']",
+        "2001-13-45",
         "!!python/object/apply:os.getcwd []",
         "!!python/name:os.getcwd",
         "!!python/module:os",
@@ -99,6 +154,11 @@ def test_code_in_a_file_is_refused(text: str, tmp_path: Path) -> None:
         ("ROI_HEADS: {NAME: MyHeads}", r"MODEL.ROI_HEADS.NAME: expected .*; got 'MyHeads'"),
         ("PROPOSAL_GENERATOR: {NAME: RRPN}", r"PROPOSAL_GENERATOR.NAME: expected 'RPN'; got 'RRPN'"),
         ("ROI_BOX_HEAD: {POOLER_TYPE: ROIPool}", r"POOLER_TYPE: expected 'ROIAlignV2' or 'ROIAlign'"),
+        ("ROI_MASK_HEAD: {POOLER_TYPE: ROIPool}", r"ROI_MASK_HEAD.POOLER_TYPE: .*got 'ROIPool'"),
+        (
+            "ROI_MASK_HEAD: {POOLER_TYPE: ROIAlignRotated}",
+            r"ROI_MASK_HEAD.POOLER_TYPE: expected 'ROIAlignV2'",
+        ),
         ("RESNETS: {DEFORM_ON_PER_STAGE: [0, 1, 1, 1]}", r"DEFORM_ON_PER_STAGE: expected \[False, False"),
         ("LOAD_PROPOSALS: true", r"MODEL.LOAD_PROPOSALS: expected False; got True$"),
         ("ROI_HEADS: 3", r"ROI_HEADS.NAME: expected sections above it; got 3"),
@@ -127,7 +187,7 @@ def test_what_is_no_configuration(text: str, words: str, tmp_path: Path) -> None
 
 
 def lazy(**more: Any) -> str:
-    return yaml.safe_dump({"model": MODEL, **more})
+    return yaml.safe_dump({"model": MODEL, **more}, sort_keys=False)
 
 
 def test_a_lazy_config_keeps_its_model_and_how_it_takes_pictures(tmp_path: Path) -> None:
@@ -139,10 +199,6 @@ def test_a_lazy_config_keeps_its_model_and_how_it_takes_pictures(tmp_path: Path)
     assert is_lazy(read)
     assert check_config(read, "again") == read
     assert read_config(write(tmp_path, lazy()))["input"] == LAZY_INPUT
-    edges = {**resize, "short_edge_length": [480, 480]}
-    more["dataloader"]["test"]["mapper"] = {"augmentations": [edges], "image_format": "${...train.format}"}
-    read = read_config(write(tmp_path, lazy(**more)))
-    assert read["input"] == {**LAZY_INPUT, "min_size": 480}
     assert read_config(write(tmp_path, lazy(input={"min_size": 0})))["input"]["min_size"] == 0
 
 
@@ -164,20 +220,31 @@ def test_objects_and_classes_of_detectron2s_are_data(tmp_path: Path) -> None:
         ({"model": {**MODEL, "x": {"_target_": "mine.Head"}}}, r"model\.x\._target_: .*modules of your own"),
         ({"model": {**MODEL, "x": {"_name_": "os.system"}}}, r"model\.x\._name_: .*'os\.system'"),
         ({"model": {**MODEL, "x": {"_target_": 3}}}, r"model\.x\._target_: .*got 3"),
-        ({"model": {**MODEL, "x": "${oc.env:HOME}"}}, r"model\.x: expected references within the config"),
+        ({"model": {**MODEL, "x": "${oc.env:HOME}"}}, r"model\.x: expected a reference to another part"),
+        ({"model": {**MODEL, "x": "${train.y}"}}, r"model\.x: expected a reference .*; got '\${train\.y}'"),
         ({"model": {**MODEL, 5: 1}}, "model: expected names; got 5"),
         ({"input": {"max_size": -1}}, r"input\.max_size: expected a number of pixels; got -1"),
         ({"input": {"format": "L"}}, r"input\.format: expected BGR or RGB; got 'L'"),
+        ({"input": {"min_size": 5, "max_size": 0}}, r"input\.max_size: expected a number of pixels; got 0"),
         ({"input": {"other": 1}}, "input: expected min_size, max_size, format"),
-        (
-            {"dataloader": {"test": {"mapper": {"augmentations": [{"_target_": "mine.Flip"}]}}}},
-            "augmentations: expected ResizeShortestEdge alone",
-        ),
+        ({"input": 5}, "input: expected min_size, max_size, format; got 5"),
     ],
 )
 def test_lazy_configs_that_are_refused(more: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=words):
         read_config(write(tmp_path, lazy(**more)))
+
+
+def test_references_out_of_the_model_are_resolved(tmp_path: Path) -> None:
+    model = {**MODEL, "num_classes": "${classes}", "head": ["${..num_classes}", "${..norm}"], "norm": "GN"}
+    read = read_config(write(tmp_path, lazy(model=model, classes=7)))
+    assert read["model"] == {**MODEL, "num_classes": 7, "head": [7, "GN"], "norm": "GN"}
+
+
+@pytest.mark.parametrize("given", [{}, {"input": 5}, {"input": None}, {"input": {"min_size": 5}}])
+def test_a_packed_lazy_config_says_how_it_takes_pictures(given: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match="mine: input: expected min_size, max_size, format; got"):
+        check_config({"model": MODEL, **given}, "mine")
 
 
 @pytest.mark.parametrize(

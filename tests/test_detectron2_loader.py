@@ -26,12 +26,13 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.modeling import build_model
+from detectron2.modeling.poolers import ROIPooler
 
 from builders import LABELS, STORE, random_image
 from detectron2_parts import ARCHITECTURES, config_of, recipe, sections, write
 from whybox.archives import build
 from whybox.detectors import detectron2_loader as loader
-from whybox.detectors.detectron2 import FcosDetector, RcnnDetector, wrap
+from whybox.detectors.detectron2 import FcosDetector, Pictures, RcnnDetector, wrap
 from whybox.detectors.detectron2_config import read_config
 from whybox.detectors.registry import load_detector, pack_detector
 from whybox.recipe import Recipe, RecipeError, dump_recipe, read_recipe
@@ -165,13 +166,23 @@ def test_lazy_models_of_the_zoo_are_built_and_read_back(
     assert config["input"] == {"min_size": 800, "max_size": 1333, "format": "BGR"}
     zoo = Path(str(detectron2.__file__)).parent / "model_zoo" / "configs"
     LazyConfig.save(LazyConfig.load(str(zoo / name)), str(tmp_path / "saved.yaml"))
-    saved = read_config(tmp_path / "saved.yaml")
+    saved = read_config(tmp_path / "saved.yaml", tmp_path)
     model, whole, pictures = loader._build_lazy(saved, "saved")
     text = json.dumps(whole).replace("layers.shape_spec.", "layers.").replace("resnet.Bottle", "Bottle")
     assert json.loads(text) == config
     detector = wrap(model, [f"class {i}" for i in range(80)], pictures)
     assert isinstance(detector, kind)
     assert detector.layers["level"].channels == channels
+
+
+def test_a_saved_config_whose_format_is_a_reference_keeps_it(tmp_path: Path) -> None:
+    """The zoo's test set refers to the training set's format."""
+    zoo = Path(str(detectron2.__file__)).parent / "model_zoo" / "configs"
+    config = LazyConfig.load(str(zoo / "COCO-Detection" / "fcos_R_50_FPN_1x.py"))
+    config.dataloader.train.mapper.image_format = "RGB"
+    LazyConfig.save(config, str(tmp_path / "config.yaml"))
+    assert "${...train.mapper.image_format}" in (tmp_path / "config.yaml").read_text()
+    assert read_config(tmp_path / "config.yaml", tmp_path)["input"]["format"] == "RGB"
 
 
 def test_a_lazy_model_with_functions_of_its_own_is_refused() -> None:
@@ -284,11 +295,47 @@ class TestBadInput:
                 "architecture: expected config, or a name of detectron2's model zoo such as faster_rcnn_R_50",
             ),
             ({"architecture": "../secrets"}, "architecture: expected config"),
+            ({"background": True}, "mine: background: expected false, .*no unused first class; got true"),
+            (
+                {"options": {"config": {"model": {"_target_": "detectron2.modeling.FCOS"}}}},
+                "options.config: input: expected min_size, max_size, format; got None",
+            ),
         ],
     )
     def test_recipes(self, folder: Path, changes: dict[str, Any], words: str) -> None:
         with pytest.raises(RecipeError, match=words):
             load_detector(replace(recipe("mine"), **changes), folder)
+
+    @pytest.mark.parametrize("key", ["_target_", "_name_"])
+    @pytest.mark.parametrize(
+        "name", ["detectron2.modeling.nothing.FPN", "detectron2.modeling.backbone.FCOSHead"]
+    )
+    def test_modules_that_detectron2_does_not_have(self, key: str, name: str, folder: Path) -> None:
+        backbone = {"_target_": "detectron2.modeling.FPN", "bottom_up": [{key: name}]}
+        model = {"_target_": "detectron2.modeling.FCOS", "backbone": backbone}
+        config = {"model": model, "input": {"min_size": 0, "max_size": 0, "format": "BGR"}}
+        with pytest.raises(
+            RecipeError,
+            match=rf"config: model\.backbone\.bottom_up\[0\]\.{key}: .* has no {re.escape(name)}$",
+        ):
+            load_detector(replace(recipe("mine"), options={"config": config}), folder)
+
+    def test_bases_outside_of_the_folder(self, folder: Path) -> None:
+        (folder / "config.yaml").rename(folder.parent / "base.yaml")
+        (folder / "config.yaml").write_text("_BASE_: ../base.yaml\n")
+        with pytest.raises(RecipeError, match=r"_BASE_: expected a file in the folder of the weights"):
+            load_detector(recipe("mine"), folder)
+
+    @pytest.mark.parametrize("kind", ["ROIPool", "ROIAlignRotated"])
+    def test_masks_pooled_otherwise(self, kind: str) -> None:
+        """In a lazy config, whose poolers are modules."""
+        model = build_model(config_of(sections("mask-rcnn")))
+        old = model.roi_heads.mask_pooler
+        model.roi_heads.mask_pooler = ROIPooler(old.output_size, (0.25, 0.125), 0, kind)
+        with pytest.raises(TypeError, match="roi_heads: expected RoIAlign; got R"):
+            wrap(model, LABELS, Pictures(0, 0, "BGR"))
+        model.roi_heads.mask_pooler = old
+        wrap(model, LABELS, Pictures(0, 0, "BGR"))
 
     def test_heads_that_cannot_be_looked_into(self, tmp_path: Path) -> None:
         """RetinaNet's norms of their own for each level."""

@@ -101,7 +101,7 @@ class Detectron2Detector(PyramidDetector):
         self._top = _without_bottom_up(backbone) if isinstance(backbone, FPN) else None
         self._strides: dict[str, int] = {**self._bottom_up._out_feature_strides}
         self._strides |= {name: shape.stride for name, shape in backbone.output_shape().items()}
-        self._level_names = sorted(self._head_levels(), key=self._strides.__getitem__)
+        self._level_names = by_stride(self._head_levels(), self._strides)
         self.defaults = self._defaults()
         self.layers = self._find_layers()
 
@@ -248,9 +248,11 @@ class RcnnDetector(TwoStageDetector, Detectron2Detector):
             raise TypeError(f"roi_heads: expected Res5ROIHeads, StandardROIHeads; got {type(heads).__name__}")
         self._res5 = heads.res5 if isinstance(heads, Res5ROIHeads) else None
         self._pooler = heads.pooler if self._res5 is not None else heads.box_pooler
-        if not all(isinstance(pooler, ROIAlign) for pooler in self._pooler.level_poolers):
-            raise TypeError(f"roi_heads: expected RoIAlign; got {self._pooler.level_poolers[0]}")
         self.masks = bool(heads.mask_on) and (self._res5 is not None or heads.mask_pooler is not None)
+        own = [heads.mask_pooler] if self.masks and self._res5 is None else []  # of the masks alone
+        for pooler in (level for each in (self._pooler, *own) for level in each.level_poolers):
+            if not isinstance(pooler, ROIAlign):
+                raise TypeError(f"roi_heads: expected RoIAlign; got {pooler}")
         super().__init__(model, labels, pictures)
 
     @property
@@ -487,6 +489,11 @@ class CascadeDetector(RcnnDetector):
         if self._predictor.use_sigmoid_ce:
             return scores[:, :-1].logit(eps=torch.finfo(scores.dtype).eps), boxes, False
         return scores.clamp(min=tiny).log().roll(1, 1), boxes, True  # whose softmax the mean scores are
+
+
+def by_stride(names: Iterable[str], strides: Mapping[str, int]) -> list[str]:
+    """Sort levels, the finest first; those of equal strides, as DC5 has them, by name."""
+    return sorted(names, key=lambda name: (strides[name], name))
 
 
 def _without_bottom_up(pyramid: Any) -> nn.Module:

@@ -5,7 +5,6 @@ Nothing here needs detectron2, and no code in a file is run.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from whybox.detectors.array_pickle import ArrayPickleError, read_arrays
-from whybox.detectors.weights import read_weights
+from whybox.detectors.weights import read_weights, unpickle
 from whybox.recipe import RecipeError
 
 SUFFIXES = (".safetensors", ".pth", ".pkl")
@@ -82,7 +81,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise RecipeError(f"{path}: expected a checkpoint ({', '.join(SUFFIXES)}); got {path.name!r}")
     if path.suffix == ".safetensors":
         return Checkpoint(path, read_weights(path))
-    loaded = _arrays(path) if path.suffix == ".pkl" else _tensors(path)
+    loaded = _arrays(path) if path.suffix == ".pkl" else unpickle(path)
     if not isinstance(loaded, Mapping):
         raise RecipeError(f"{path}: expected weights by name; got {type(loaded).__name__}")
     zoo = "model" in loaded and isinstance(loaded["model"], Mapping)
@@ -104,13 +103,6 @@ def _arrays(path: Path) -> Any:
         raise RecipeError(f"{path}: the weights cannot be read: {error}") from error
 
 
-def _tensors(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise RecipeError(f"{path}: the weights cannot be read: {error}") from error
-
-
 def _by_name(weights: Any, path: Path, *, leave_out: str | None) -> dict[str, Tensor]:
     """Turn weights into tensors, their names as a model that is not distributed has them."""
     if not isinstance(weights, Mapping) or not weights:
@@ -122,8 +114,13 @@ def _by_name(weights: Any, path: Path, *, leave_out: str | None) -> dict[str, Te
         if leave_out is not None and name.endswith(leave_out):
             continue
         if isinstance(value, np.ndarray):
-            # A copy, in the machine's byte order, of what may lie in the file's own memory.
-            value = torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
+            try:
+                # A copy, in the machine's byte order, of what may lie in the file's own memory.
+                value = torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
+            except TypeError as error:
+                raise RecipeError(
+                    f"{path}: {name}: expected numbers of a type that torch has; got {value.dtype}"
+                ) from error
         if not isinstance(value, Tensor):
             raise RecipeError(f"{path}: {name}: expected an array; got {type(value).__name__}")
         named[name] = value

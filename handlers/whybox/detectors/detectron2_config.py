@@ -6,28 +6,26 @@ hold tuples, arithmetic on numbers (the zoo's anchor sizes are written so) and o
 name detectron2's own modules alone. Nothing here needs detectron2.
 
 A configuration is one of two mappings: *sections*, as `CfgNode` has them (``MODEL``, ``INPUT``, …), and
-*lazy*, with ``model`` (nested ``_target_`` and arguments) and ``input`` (`LAZY_INPUT`). A class that is
+*lazy*, with ``model`` (nested ``_target_`` and arguments) and ``input`` (`check_input`). A class that is
 itself an argument is a mapping with its `NAME` alone.
 """
 
 from __future__ import annotations
 
-import ast
-import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from whybox.detectors.detectron2_arithmetic import compute
+from whybox.detectors.detectron2_pictures import FORMATS, check_input, input_of
+from whybox.detectors.detectron2_references import MAX_VALUES, resolve
 from whybox.recipe import RecipeError
 
 BASE = "_BASE_"
 MAX_BASES = 10
-
-LAZY_INPUT: dict[str, Any] = {"min_size": 800, "max_size": 1333, "format": "BGR"}
-"""What a lazy config says of its pictures, with detectron2's own values for its COCO models."""
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "VERSION": (2,),
@@ -47,8 +45,9 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "MODEL.ROI_BOX_HEAD.NAME": ("", "FastRCNNConvFCHead"),
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignV2", "ROIAlign"),
     "MODEL.ROI_MASK_HEAD.NAME": ("", "MaskRCNNConvUpsampleHead"),
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2", "ROIAlign"),
     "MODEL.ROI_KEYPOINT_HEAD.NAME": ("", "KRCNNConvDeconvUpsampleHead"),
-    "INPUT.FORMAT": ("BGR", "RGB"),
+    "INPUT.FORMAT": FORMATS,
 }
 """What the fields that name code, or change what a model is, may be."""
 
@@ -74,19 +73,23 @@ TARGET, NAME = "_target_", "_name_"
 NOT_LOADED = "modules of your own are not loaded"
 
 _PYTHON = "tag:yaml.org,2002:python/"
-_RESOLVER = re.compile(r"\$\{[^}]*:")
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path, root: Path) -> dict[str, Any]:
     """Read a YAML file of sections or of a lazy config.
+
+    Args:
+        path: the file.
+        root: the folder in which the files are that it is based on.
 
     Returns:
         The configuration: the files that it is based on merged in, checked by `check_config`.
 
     Raises:
-        RecipeError: if a file is missing, holds code, or names what is not detectron2's own.
+        RecipeError: if a file is missing, no regular file or not in the folder, holds code, or names what is
+            not detectron2's own.
     """
-    return check_config(_whole(_read(path, 0), str(path)), str(path))
+    return check_config(_whole(_read(path, root, 0), str(path)), str(path))
 
 
 def check_config(data: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -102,9 +105,10 @@ def check_config(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
         RecipeError: naming the field, what was expected and what came.
     """
+    _check_size(data, where)
     if is_lazy(data):
         _check_targets(data["model"], f"{where}: model")
-        _check_input(data["input"], f"{where}: input")
+        check_input(data.get("input"), f"{where}: input")
         return dict(data)
     if not isinstance(data.get("MODEL"), Mapping):
         raise RecipeError(
@@ -132,63 +136,74 @@ def is_lazy(data: Mapping[str, Any]) -> bool:
 
 
 def lazy_config(data: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Keep what detection needs of a whole lazy config: its model, and how it takes pictures.
+    """Keep what detection needs of a whole lazy config, without references: its model, how it takes pictures.
 
     Args:
         data: with ``model``, and ``dataloader`` where the file has one.
         where: the file, for messages.
 
     Raises:
-        RecipeError: if the test set's pictures are not resized by their shorter edge alone.
+        RecipeError: see `whybox.detectors.detectron2_pictures.input_of`, and for references to what is not
+            there.
     """
-    if "input" in data:
-        return {"model": data["model"], "input": {**LAZY_INPUT, **data["input"]}}
-    given: Any = data
-    for name in ("dataloader", "test", "mapper"):
-        given = given.get(name) if isinstance(given, Mapping) else None
-    if not isinstance(given, Mapping):
-        return {"model": data["model"], "input": dict(LAZY_INPUT)}
-    said = dict(LAZY_INPUT)
-    steps = given.get("augmentations", [])
-    if not (
-        isinstance(steps, list)
-        and len(steps) == 1
-        and isinstance(steps[0], Mapping)
-        and str(steps[0].get(TARGET)).rpartition(".")[2] == "ResizeShortestEdge"
-    ):
-        raise RecipeError(
-            f"{where}: dataloader.test.mapper.augmentations: expected ResizeShortestEdge alone; got {steps!r}"
-        )
-    edge = steps[0].get("short_edge_length", said["min_size"])
-    said["min_size"] = edge[0] if isinstance(edge, list) and len(set(edge)) == 1 else edge
-    said["max_size"] = steps[0].get("max_size", said["max_size"])
-    if given.get("image_format") in CHOICES["INPUT.FORMAT"]:  # else a reference into a part that is left out
-        said["format"] = given["image_format"]
-    return {"model": data["model"], "input": said}
+    return {"model": resolve(data, ("model",), where), "input": input_of(data, where)}
 
 
 def _whole(data: dict[str, Any], where: str) -> dict[str, Any]:
     return lazy_config(data, where) if is_lazy(data) else data
 
 
-def _read(path: Path, depth: int) -> dict[str, Any]:
+def _read(path: Path, root: Path, depth: int) -> dict[str, Any]:
     """Read a file and those that it is based on."""
     if depth > MAX_BASES:
         raise RecipeError(f"{path}: {BASE}: expected at most {MAX_BASES} files, each based on the next")
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        data = yaml.load(_text(path), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # the last of dates that are none
         raise RecipeError(f"{path}: cannot be read as plain YAML: {error}") from error
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise RecipeError(f"{path}: expected a mapping of names; got {type(data).__name__}")
+    _check_size(data, str(path))
     base = data.pop(BASE, None)
     if base is None:
         return data
-    if not isinstance(base, str) or "://" in base:
-        raise RecipeError(f"{path}: {BASE}: expected a file beside this one; got {base!r}")
-    return _merged(_read(path.parent / base, depth + 1), data)
+    below = _inside(path.parent / base, root) if isinstance(base, str) and "://" not in base else None
+    if below is None:
+        raise RecipeError(
+            f"{path}: {BASE}: expected a file in the folder of the weights or below; got {base!r}"
+        )
+    return _merged(_read(below, root, depth + 1), data)
+
+
+def _text(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise OSError("expected a regular file")  # a pipe's end may never come
+    return path.read_text(encoding="utf-8")
+
+
+def _inside(path: Path, root: Path) -> Path | None:
+    """Find a path without links and dots, if it is inside a folder."""
+    try:
+        found = path.resolve()
+        return found if found.is_relative_to(root.resolve()) else None
+    except (OSError, ValueError, RuntimeError):  # a name too long or with zeros; links in a circle
+        return None
+
+
+def _check_size(data: Any, where: str) -> None:
+    """Check that a configuration ends, and soon: what YAML's aliases say may be within itself."""
+    left, count = [data], 0
+    while left:
+        value = left.pop()
+        count += 1
+        if count > MAX_VALUES:
+            raise RecipeError(f"{where}: expected at most {MAX_VALUES} values; got more")
+        if isinstance(value, Mapping):
+            left.extend(value.values())
+        elif isinstance(value, list | tuple):
+            left.extend(value)
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,7 +216,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_targets(value: Any, where: str) -> None:
-    """Check that nothing but `TARGETS` is instantiated, and that references stay within the config."""
+    """Check that nothing but `TARGETS` is instantiated."""
     if isinstance(value, Mapping):
         for key in (TARGET, NAME):
             if key in value and not is_target(value[key]):
@@ -216,10 +231,7 @@ def _check_targets(value: Any, where: str) -> None:
     elif isinstance(value, list | tuple):
         for position, item in enumerate(value):
             _check_targets(item, f"{where}[{position}]")
-    elif isinstance(value, str):
-        if _RESOLVER.search(value):
-            raise RecipeError(f"{where}: expected references within the config; got {value!r}")
-    elif value is not None and not isinstance(value, bool | int | float):
+    elif value is not None and not isinstance(value, bool | int | float | str):
         raise RecipeError(f"{where}: expected plain data; got {type(value).__name__}")
 
 
@@ -234,16 +246,6 @@ def is_target(name: Any) -> bool:
             if inside and re.fullmatch(r"[a-z0-9_.]+", before) and "._" not in before:
                 return True
     return False
-
-
-def _check_input(given: Any, where: str) -> None:
-    if not isinstance(given, Mapping) or set(given) != set(LAZY_INPUT):
-        raise RecipeError(f"{where}: expected {', '.join(LAZY_INPUT)}; got {given!r}")
-    for name in ("min_size", "max_size"):
-        if type(given[name]) is not int or given[name] < 0:
-            raise RecipeError(f"{where}.{name}: expected a number of pixels; got {given[name]!r}")
-    if given["format"] not in CHOICES["INPUT.FORMAT"]:
-        raise RecipeError(f"{where}.format: expected BGR or RGB; got {given['format']!r}")
 
 
 def _names(data: Mapping[str, Any]) -> str:
@@ -261,10 +263,10 @@ def _tuple(loader: _Loader, node: yaml.Node) -> list[Any]:
 def _arithmetic(loader: _Loader, node: yaml.Node) -> Any:
     said = loader.construct_sequence(node)  # type: ignore[arg-type]
     try:
-        if len(said) != 1 or not isinstance(said[0], str) or len(said[0]) > 1000:
+        if len(said) != 1:
             raise ValueError("expected one line of arithmetic")
-        return _value(ast.parse(said[0], mode="eval").body, {})
-    except (ValueError, SyntaxError, ArithmeticError) as error:
+        return compute(said[0])
+    except ValueError as error:
         raise yaml.constructor.ConstructorError(
             None, None, f"an expression is not arithmetic on numbers: {error}", node.start_mark
         ) from error
@@ -292,50 +294,3 @@ _Loader.add_constructor(f"{_PYTHON}tuple", _tuple)
 _Loader.add_constructor(f"{_PYTHON}object/apply:eval", _arithmetic)
 _Loader.add_multi_constructor(f"{_PYTHON}object:", _object)
 _Loader.add_multi_constructor(f"{_PYTHON}name:", _class)
-
-_OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.Pow: operator.pow,
-}
-_LARGEST = 1e9
-"""Of the numbers that an expression may have to do with."""
-
-
-def _value(node: ast.expr, names: Mapping[str, Any]) -> Any:
-    """Compute an expression of numbers, lists, and lists made of lists.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    match node:
-        case ast.Constant(value=int() | float() as value) if abs(value) <= _LARGEST:
-            return value
-        case ast.Name(id=name) if name in names:
-            return names[name]
-        case ast.List(elts=items) | ast.Tuple(elts=items):
-            return [_value(item, names) for item in items]
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_number(operand, names)
-        case ast.BinOp(left=left, op=how, right=right) if type(how) in _OPERATORS:
-            a, b = _number(left, names), _number(right, names)
-            if isinstance(how, ast.Pow) and abs(b) > 64:
-                raise ValueError("a power is too large")
-            return _OPERATORS[type(how)](a, b)
-        case ast.ListComp(
-            elt=item, generators=[ast.comprehension(target=ast.Name(id=name), iter=source, ifs=[])]
-        ):
-            over = _value(source, names)
-            if not isinstance(over, list):
-                raise ValueError("a list is made of a number")
-            return [_value(item, {**names, name: each}) for each in over]
-    raise ValueError(f"found {type(node).__name__}")
-
-
-def _number(node: ast.expr, names: Mapping[str, Any]) -> Any:
-    value = _value(node, names)
-    if not isinstance(value, int | float) or abs(value) > _LARGEST:
-        raise ValueError("expected numbers of moderate size")
-    return value

@@ -20,7 +20,6 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from detectron2.utils.registry import _convert_target_to_string, locate
 from omegaconf import OmegaConf, SCMode
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from whybox.detectors.detectron2 import Detectron2Detector, Pictures, wrap
@@ -62,12 +61,17 @@ def pack(recipe: Recipe, weights: Path, folder: Path) -> tuple[Recipe, Path]:
 def _load(recipe: Recipe, weights: Path) -> tuple[Detectron2Detector, dict[str, Any]]:
     """The detector, and its whole configuration."""
     where = f"{recipe.name}: options.config"
+    if recipe.background:
+        raise RecipeError(
+            f"{recipe.name}: background: expected false, as detectron2's heads have no unused first class; "
+            "got true"
+        )
     given = _config(recipe, weights)
     try:
         model, config, pictures = (_build_lazy if is_lazy(given) else _build_sections)(given, where)
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, RecipeError):
-            raise
+    except RecipeError:
+        raise
+    except Exception as error:  # whatever detectron2's own checks raise
         raise RecipeError(f"{where}: detectron2 cannot build it: {type(error).__name__}: {error}") from error
     _fit(model, read_checkpoint(find_checkpoint(weights)))
     try:
@@ -97,7 +101,7 @@ def _config(recipe: Recipe, weights: Path) -> dict[str, Any]:
             f"{recipe.name}: options.config: expected YAML, as LazyConfig.save writes it: a lazy config in "
             f"Python is a program; got {given!r}"
         )
-    return read_config(path)
+    return read_config(path, folder)
 
 
 def zoo_config(recipe: Recipe) -> dict[str, Any]:
@@ -121,7 +125,7 @@ def zoo_config(recipe: Recipe) -> dict[str, Any]:
         for suffix in ("", ".yaml", ".py"):
             path = named.get(f"{folder}{asked}{suffix}")
             if path is not None:
-                return _lazy_zoo(path) if path.suffix == ".py" else read_config(path)
+                return _lazy_zoo(path) if path.suffix == ".py" else read_config(path, root)
     known = sorted({path.stem for path in named.values()})
     near = difflib.get_close_matches(recipe.architecture, known, 3) or known[:3]
     raise RecipeError(
@@ -161,20 +165,34 @@ def _plain(value: Any, *, called: bool = False) -> Any:
     return value
 
 
-def _named(value: Any) -> Any:
-    """Put classes where plain data has their names."""
+def _named(value: Any, where: str) -> Any:
+    """Put what is named where plain data has its name."""
     if isinstance(value, Mapping):
-        return locate(value[NAME]) if NAME in value else {name: _named(item) for name, item in value.items()}
-    return list(map(_named, value)) if isinstance(value, list) else value
+        if NAME in value:
+            return _located(value[NAME], f"{where}.{NAME}")
+        return {
+            name: _located(item, f"{where}.{name}") if name == TARGET else _named(item, f"{where}.{name}")
+            for name, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_named(item, f"{where}[{position}]") for position, item in enumerate(value)]
+    return value
+
+
+def _located(name: str, where: str) -> Any:
+    """Find what a module of detectron2's has under a name."""
+    try:
+        found = locate(name)
+    except Exception as error:  # whatever importing what is not there raises
+        raise RecipeError(f"{where}: the installed detectron2 has no {name}") from error
+    if not callable(found):
+        raise RecipeError(f"{where}: the installed detectron2 has no {name}")
+    return found
 
 
 def _build_lazy(data: Mapping[str, Any], where: str) -> tuple[nn.Module, dict[str, Any], Pictures]:
-    try:
-        config = {"model": _contained({"model": data["model"]})["model"], "input": dict(data["input"])}
-    except OmegaConfBaseException as error:
-        raise RecipeError(f"{where}: {error}") from error
-    check_config(config, where)
-    model = instantiate(_named(config["model"]))
+    config = check_config(lazy_config(data, where), where)
+    model = instantiate(_named(config["model"], f"{where}: model"))
     if not isinstance(model, nn.Module):
         raise RecipeError(f"{where}: model: expected a model; got {type(model).__name__}")
     return model, config, Pictures(**config["input"])
