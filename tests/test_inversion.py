@@ -434,7 +434,7 @@ def test_optimisers_are_those_of_torch(optimiser: str, parametrisation: str) -> 
         schedule.step()
         inverter.iterate(state)
     for own, other in zip(state.tensors, mine, strict=True):
-        torch.testing.assert_close(own, other.detach(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(own, other.detach(), rtol=1e-4, atol=1e-5)  # of moves of 5e-3
 
 
 def test_one_seed_gives_one_picture_wherever_the_work_is_cut(detector: WhiteBoxDetector) -> None:
