@@ -76,7 +76,8 @@ def test_a_folder_of_weights_may_be_a_link(tmp_path: Path) -> None:
 def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
     # If it were opened, it would be read to its end: this says a configuration, and closes it.
-    Thread(target=(tmp_path / "pipe.yaml").write_text, args=(RCNN,), daemon=True).start()
+    writer = Thread(target=(tmp_path / "pipe.yaml").write_text, args=(RCNN,), daemon=True)
+    writer.start()
     (tmp_path / "device.yaml").symlink_to(os.devnull)
     try:
         for name in ("pipe.yaml", "device.yaml"):
@@ -85,7 +86,8 @@ def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
         with pytest.raises(RecipeError, match=r"pipe.yaml: cannot be read: expected a regular file"):
             read_config(write(tmp_path, "_BASE_: pipe.yaml\n"))
     finally:
-        os.close(os.open(tmp_path / "pipe.yaml", os.O_RDONLY | os.O_NONBLOCK))
+        with os.fdopen(os.open(tmp_path / "pipe.yaml", os.O_RDONLY | os.O_NONBLOCK)):
+            writer.join()  # what it says fits into the pipe
 
 
 @pytest.mark.parametrize(

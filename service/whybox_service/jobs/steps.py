@@ -41,6 +41,8 @@ LONGEST_PAUSE_SECONDS = 10.0
 LOST_LIMIT = 5
 # A model, or a version of it, that is not there may be on its way, while TorchServe starts.
 UNKNOWN_MODEL_SECONDS = 120.0
+# How long it is remembered since when one was not there; longer than any pause between two looks.
+ABSENCE_MEMORY_SECONDS = 120.0
 # What a call may take beyond the step: the wait for a busy worker, an iteration that outlasts the step, the
 # way. A worker that hangs is found out soon after, so it is no longer than other requests have.
 ALLOWANCE_SECONDS = 30.0
@@ -95,7 +97,7 @@ class Steps:
         self._metrics = metrics
         self._loop = loop
         self._turns = Turns(asking.ready_workers)
-        self._absences = Absences(UNKNOWN_MODEL_SECONDS)
+        self._absences = Absences(ABSENCE_MEMORY_SECONDS)
         self._step_seconds = settings.jobs_step_seconds
         self._call_seconds = self._step_seconds + ALLOWANCE_SECONDS
         self._patience = settings.jobs_patience_seconds
@@ -227,7 +229,7 @@ class Steps:
             else:
                 if asked is None:
                     return None
-                self._absences.end(record.model, record.model_version or "")
+                self._absences.end(record.model, record.pinned)
                 self._count(record, step, asked, time.monotonic() - began)
                 return asked.reply.advance
             if self._stopping.wait(pause * random.uniform(0.8, 1.2)):
@@ -238,8 +240,8 @@ class Steps:
 
     def _may_pass(self, error: ContractError, record: Record) -> bool:
         if error.type == "unknown_model":
-            return self._absences.of(record.model, record.model_version or "") < UNKNOWN_MODEL_SECONDS
-        self._absences.end(record.model, record.model_version or "")
+            return self._absences.of(record.model, record.pinned) < UNKNOWN_MODEL_SECONDS
+        self._absences.end(record.model, record.pinned)
         return error.row.retryable
 
     async def _ask(self, record: Record, step: int) -> Asked | None:
@@ -249,7 +251,7 @@ class Steps:
         """
         name = f"{record.id}-{step}"
         described = await self._asking.description(
-            record.model, record.model_version or "", Call(name, Deadline.after(self._call_seconds))
+            record.model, record.pinned, Call(name, Deadline.after(self._call_seconds))
         )
         async with self._turns.turn(described, Deadline.after(self._patience)):
             self._check_stopping()
@@ -325,7 +327,7 @@ def _gone(record: Record, error: ContractError) -> ContractError:
         f"version {record.model_version} of {record.model}, with which the inversion began, is gone",
         field=error.field,
         expected=error.expected,
-        got=record.model_version or "",
+        got=record.pinned,
     )
 
 

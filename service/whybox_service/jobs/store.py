@@ -102,6 +102,11 @@ class Record(NamedTuple):
         return name_of(self.id)
 
     @property
+    def pinned(self) -> str:
+        """The model's version with which the job goes on; empty: its default one."""
+        return self.model_version or ""
+
+    @property
     def has_ended(self) -> bool:
         """Whether nothing changes any more."""
         return self.state in ENDED
