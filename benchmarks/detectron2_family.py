@@ -9,16 +9,14 @@ is, and enlarged to the zoo's own short side of 800. What is measured, and its l
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,8 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"{error.name} is not installed: see docs/detectors/detectron2.md")
 
-from odam import DETECTIONS, LIMIT_MEMORY, LIMITS, TARGETS, clock, explain, high_water, naive_seconds
+from costs import clock, peak, print_memory
+from odam import DETECTIONS, LIMIT_MEMORY, LIMITS, TARGETS, explain, naive_seconds
 
 from whybox.detectors.base import WhiteBoxDetector
 from whybox.detectors.detectron2_loader import zoo_config
@@ -62,7 +61,7 @@ def main() -> None:
     parser.add_argument("--memory", nargs=2, metavar=("MODEL", "WHAT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
-        print(json.dumps(peak(*options.memory)))
+        print(json.dumps(peak_of(*options.memory)))
     else:
         tables(options.models)
 
@@ -81,12 +80,7 @@ def tables(names: Sequence[str]) -> None:
     print("|---|---|---|---|---|---|---|")
     for name, size, detector, predict, image in cases:
         time_detection(name, size, detector, predict, image)
-    print("\n| detector | detect, MiB | explain, MiB | explain over detect | limit |")
-    print("|---|---|---|---|---|")
-    for name in names:
-        detect, explained = (in_own_process(name, what) for what in ("detect", "explain"))
-        ratio = explained / detect
-        print(f"| {name} | {detect:.0f} | {explained:.0f} | {ratio:.2f} | {LIMIT_MEMORY:g} |")
+    print_memory(names, LIMIT_MEMORY)
 
 
 def load(
@@ -157,27 +151,13 @@ def time_detection(
     )
 
 
-def peak(name: str, what: str) -> float:
-    """MiB that a call needs at its peak, beyond the loaded model."""
+def peak_of(name: str, what: str) -> float:
+    """MiB that detection, or detection and maps, need at their peak."""
     detector, predict, image = load(name)
     del predict
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what loading took goes back, and is not counted
-    Path("/proc/self/clear_refs").write_text("5")
-    before = high_water()
-    ((_, batch),) = detector.prepare([image])
-    forward = detector.forward(batch, keep=what == "explain")
-    detector.postprocess(detector.candidates(forward, 0), batch.frames[0], detector.defaults)
-    if what == "explain":
-        explain(detector, forward, "roi" if "roi" in detector.layers else "level", DETECTIONS)
-    return high_water() - before
-
-
-def in_own_process(name: str, what: str) -> float:
-    """Measure `peak` in a fresh process: a peak is never taken back."""
-    command = [sys.executable, __file__, "--memory", name, what]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(json.loads(done.stdout.splitlines()[-1]))
+    layer = "roi" if "roi" in detector.layers else "level"
+    maps = partial(explain, detector, layer=layer, count=DETECTIONS)
+    return peak(detector, image, maps if what == "explain" else None)
 
 
 if __name__ == "__main__":

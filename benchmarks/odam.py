@@ -5,7 +5,7 @@ enlarged to torchvision's own default, a short side of 800. The peer is the naiv
 the whole levels and head per scalar, measured on a class and a side and extrapolated. For GroupNorm heads
 also the exact gradient (`exact`), against the naive way and against the local maps.
 
-    python benchmarks/odam.py [--models NAME ...]
+    python benchmarks/odam.py [--models NAME ...] [--no-stages]
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import torch
+from costs import clock, peak, print_memory
 from torchvision.models import detection
 
 from whybox.detectors.base import Forward, Outputs
@@ -61,28 +59,24 @@ def main() -> None:
     )
     parser.add_argument("--memory", nargs=2, metavar=("MODEL", "WHAT"), help=argparse.SUPPRESS)
     parser.add_argument("--models", nargs="*", metavar="NAME", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--no-stages", action="store_true", help="without the backbone's, which take longest")
     options = parser.parse_args()
     if options.memory:
-        print(json.dumps(peak(*options.memory)))
+        print(json.dumps(peak_of(*options.memory)))
         return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     print("| detector | input | forward, s | layer | ms a map | 5 x 100 maps over forward | naive | limit |")
     print("|---|---|---|---|---|---|---|---|")
     for name in options.models:
         for size in SIZES:
-            time_model(name, size)
+            time_model(name, size, stages=not options.no_stages)
     print(
         "\n| detector | input | exact, ms a map | naive, ms a map | exact over naive | limit | off | cosine |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for size in SIZES if EXACT in options.models else ():
         time_exact(EXACT, size)
-    print("\n| detector | detect, MiB | explain, MiB | explain over detect | limit |")
-    print("|---|---|---|---|---|")
-    for name in options.models:
-        detect, explain = (in_own_process(name, what) for what in ("detect", "explain"))
-        ratio = explain / detect
-        print(f"| {name} | {detect:.0f} | {explain:.0f} | {ratio:.2f} | {LIMIT_MEMORY:g} |")
+    print_memory(options.models, LIMIT_MEMORY)
 
 
 def load(name: str, size: str = "480x640") -> tuple[TorchvisionDetector, torch.Tensor]:
@@ -132,14 +126,16 @@ def naive_seconds(detector: TorchvisionDetector, forward: Forward) -> float:
     return (class_seconds + 4 * side_seconds) / len(TARGETS)
 
 
-def time_model(name: str, size: str) -> None:
-    """Print one detector's rows at one size."""
+def time_model(name: str, size: str, *, stages: bool) -> None:
+    """Print one detector's rows at one size, those of its backbone's stages too or not."""
     detector, image = load(name, size)
     ((_, batch),) = detector.prepare([image])
     forward_pass = clock(lambda: detector.forward(batch))
     forward = detector.forward(batch, keep=True)
     slow = naive_seconds(detector, forward) * len(TARGETS) * DETECTIONS / forward_pass
     for layer in detector.layers.values():
+        if layer.kind == "stage" and not stages:
+            continue
         count = STAGE_DETECTIONS if layer.kind == "stage" else DETECTIONS
         seconds = clock(
             lambda layer=layer, count=count: explain(detector, forward, layer.name, count),
@@ -194,40 +190,12 @@ def paste(local: Map, whole: Map) -> torch.Tensor:
     return placed
 
 
-def clock(work: Callable[[], object], repeats: int = 3) -> float:
-    """Median seconds, after one run to warm up."""
-    work()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
-
-
-def peak(name: str, what: str) -> float:
-    """MiB that a call needs at its peak, beyond the loaded model."""
+def peak_of(name: str, what: str) -> float:
+    """MiB that detection, or detection and maps, need at their peak."""
     detector, image = load(name)
-    before = high_water()
-    ((_, batch),) = detector.prepare([image])
-    forward = detector.forward(batch, keep=what == "explain")
-    detector.postprocess(detector.candidates(forward, 0), batch.frames[0], detector.defaults)
-    if what == "explain":
-        explain(detector, forward, "roi" if "roi" in detector.layers else "level", DETECTIONS)
-    return high_water() - before
-
-
-def high_water() -> float:
-    """MiB of the process's largest resident set so far (Linux)."""
-    # getrusage's maximum is inherited from the parent; this one starts with the program.
-    status = Path("/proc/self/status").read_text()
-    return float(status.partition("VmHWM:")[2].split()[0]) / 1024
-
-
-def in_own_process(name: str, what: str) -> float:
-    """Measure `peak` in a fresh process: a peak is never taken back."""
-    command = [sys.executable, __file__, "--memory", name, what]
-    return float(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    layer = "roi" if "roi" in detector.layers else "level"
+    maps = partial(explain, detector, layer=layer, count=DETECTIONS)
+    return peak(detector, image, maps if what == "explain" else None)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ import sys
 import time
 
 import torch
-from odam import MODELS, clock, high_water
+from costs import clock, high_water
+from odam import MODELS
 from torch import Tensor
 
 from whybox.detectors.base import Batch, Detections, Outputs

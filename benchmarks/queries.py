@@ -13,24 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 import transformers
+from costs import clock, peak, print_memory
+from odam import TARGETS, explain
 
 from whybox.detectors.base import Forward
 from whybox.detectors.transformers import TransformersDetector
-from whybox.methods.base import SIDES, Map, scalar
-from whybox.methods.odam import odam_maps
 
 INPUTS = {"DETR-R50, 480": 480, "DETR-R50, 800": 800, "RT-DETR-R50, 640x640": 0}
-TARGETS = ("class", *SIDES)
-DETECTIONS = 100
 TIMED = {"memory": 10, "stage": 3}
 """Detections whose maps are timed: each map costs the same."""
 
@@ -45,7 +39,7 @@ def main() -> None:
     parser.add_argument("--memory", nargs=2, metavar=("MODEL", "WHAT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
-        print(json.dumps(peak(*options.memory)))
+        print(json.dumps(peak_of(*options.memory)))
         return
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, ", end="")
     print(f"{torch.get_num_threads()} threads\n")
@@ -57,11 +51,7 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for name in INPUTS:
         time_detection(name)
-    print("\n| detector | detect, MiB | explain, MiB | explain over detect | limit |")
-    print("|---|---|---|---|---|")
-    for name in INPUTS:
-        detect, explained = (in_own_process(name, what) for what in ("detect", "explain"))
-        print(f"| {name} | {detect:.0f} | {explained:.0f} | {explained / detect:.2f} | {LIMIT_MEMORY:g} |")
+    print_memory(INPUTS, LIMIT_MEMORY)
 
 
 def load(name: str) -> tuple[TransformersDetector, torch.Tensor]:
@@ -80,15 +70,6 @@ def load(name: str) -> tuple[TransformersDetector, torch.Tensor]:
     labels = [f"class {i}" for i in range(91)]
     picture = torch.randint(0, 256, (480, 640, 3), dtype=torch.uint8)
     return TransformersDetector(model, processor, labels), picture
-
-
-def explain(detector: TransformersDetector, forward: Forward, layer: str, count: int) -> list[list[Map]]:
-    """Five targets of `count` candidates spread over all of them."""
-    candidates = detector.candidates(forward, 0)
-    chosen = torch.linspace(0, len(candidates.scores) - 1, count).long()
-    taps = detector.taps(forward, 0, [layer], chosen, candidates.scores[chosen].argmax(1))
-    targets = [scalar(target, detector.labels) for target in TARGETS]
-    return odam_maps(taps, targets, forward.batch.frames[0], smoothing=0.05)[0]
 
 
 def naive_seconds(detector: TransformersDetector, forward: Forward, layer: str) -> float:
@@ -160,39 +141,11 @@ def time_detection(name: str) -> None:
     print(f"| {name} | {ours:.3f} | {peer:.3f} | {ours / peer:.3f} | {LIMIT_DETECT:g} |", flush=True)
 
 
-def clock(work: Callable[[], object], repeats: int = 3) -> float:
-    """Median seconds, after one run to warm up."""
-    work()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
-
-
-def peak(name: str, what: str) -> float:
-    """MiB that a call needs at its peak, beyond the loaded model."""
+def peak_of(name: str, what: str) -> float:
+    """MiB that detection, or detection and maps, need at their peak."""
     detector, image = load(name)
-    before = high_water()
-    ((_, batch),) = detector.prepare([image])
-    forward = detector.forward(batch, keep=what == "explain")
-    detector.postprocess(detector.candidates(forward, 0), batch.frames[0], detector.defaults)
-    if what == "explain":
-        explain(detector, forward, next(iter(detector.layers)), 4)
-    return high_water() - before
-
-
-def high_water() -> float:
-    """MiB of the process's largest resident set so far (Linux)."""
-    status = Path("/proc/self/status").read_text()
-    return float(status.partition("VmHWM:")[2].split()[0]) / 1024
-
-
-def in_own_process(name: str, what: str) -> float:
-    """Measure `peak` in a fresh process: a peak is never taken back."""
-    command = [sys.executable, __file__, "--memory", name, what]
-    return float(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    maps = partial(explain, detector, layer=next(iter(detector.layers)), count=4)
+    return peak(detector, image, maps if what == "explain" else None)
 
 
 if __name__ == "__main__":
