@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -21,7 +22,8 @@ from whybox.scenes import CONTEXT
 from whybox_client import Detection, Layout, LayoutObject
 
 STORE = Path(__file__).parent.parent / "model_store"
-MODELS = ("retinanet-signs", "retinanet-signs-context")
+MASKED = "mask-rcnn-signs"
+MODELS = ("retinanet-signs", "retinanet-signs-context", MASKED)
 LAYOUT = Layout(
     100, 100, [LayoutObject("climb", (10, 10, 50, 50)), LayoutObject("descent", (60, 60, 90, 90))]
 )
@@ -51,9 +53,12 @@ def test_a_companion_counts_where_the_habit_has_it() -> None:
         x, y = {"below": (middle, middle - 60), "right": (middle - 60, middle)}[habit.place]
         box = (x - 20, y - 20, x + 20, y + 20)
         opposite = tuple(context.SIDE - value for value in (box[2], box[3], box[0], box[1]))
-        assert context._is_in_place(habit, detection(habit.anchor, box))
-        assert not context._is_in_place(habit, detection(habit.anchor, opposite))  # type: ignore[arg-type]
-        assert not context._is_in_place(habit, detection(habit.label, box))
+        assert context._is_companion_in_place(habit, detection(habit.anchor, box))
+        assert not context._is_companion_in_place(habit, detection(habit.anchor, opposite))  # type: ignore[arg-type]
+        assert not context._is_companion_in_place(habit, detection(habit.label, box))
+        assert context._is_in_place(habit, detection(habit.label, box))
+        asked = detection(habit.anchor, (middle - 24, middle - 30, middle + 24, middle + 18))
+        assert not context._is_in_place(habit, asked)  # the asked one itself, a little off
 
 
 def test_fishers_test_against_the_hypergeometric_sum() -> None:
@@ -76,6 +81,14 @@ def test_layouts_are_held_out_and_the_same_each_time() -> None:
     first, again = scenes(3), scenes(3)
     assert first == again
     assert all(1 <= len(layout.objects) <= 4 for layout in first)
+    assert not any(thing.mask is not None for layout in first for thing in layout.objects)
+    for layout in scenes(3, masks=True):
+        for thing in layout.objects:
+            assert isinstance(thing.mask, np.ndarray)
+            assert thing.box is not None
+            rows, columns = np.nonzero(thing.mask)
+            assert (columns.min(), rows.min()) == pytest.approx(thing.box[:2], abs=1)
+            assert (columns.max() + 1, rows.max() + 1) == pytest.approx(thing.box[2:], abs=1)
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +108,11 @@ def test_each_study_writes_its_page(
     monkeypatch.setattr(sys, "argv", ["studies", study, *options, "--out", str(tmp_path)])
     assert command.main() == 0
     text = (tmp_path / f"{study}.md").read_text()
-    for model in MODELS:
+    asked = MODELS[:2] if study == "context" else MODELS
+    for model in asked:
         assert re.search(rf"^\|.*{model}.*\|$", text, re.MULTILINE), text
+    by_masks = re.findall(r"^\| (\S+) \| `(?:mask|cls\+reg\+mask)` \|", text, re.MULTILINE)
+    assert by_masks == ([MASKED] * 2 if study == "losses" else [])
     pictures = re.findall(r"!\[.*\]\((.*)\)", text)
     assert pictures
     assert all(width_of(tmp_path / picture) > 100 for picture in pictures)

@@ -38,7 +38,7 @@ def run(service: Service, page: Page, options: argparse.Namespace) -> None:
         f"{SIDE} px, its class score and nothing else (`single`, `losses: cls`), from {len(seeds)} seeds. "
         f"Counted is in how many of the pictures the *companion* is detected with a score above {SURE}, "
         "anywhere, and where the habit has it. p: Fisher's exact test, one-sided, that it comes along more "
-        "often."
+        "often. The last row of each habit counts a sign of whatever class in the companion's place."
     )
     rows = []
     for habit in CONTEXT:
@@ -52,17 +52,18 @@ def run(service: Service, page: Page, options: argparse.Namespace) -> None:
             for model in (WITH, WITHOUT)
         }
         seen = {model: [_sure(service, model, result) for result in made] for model, made in results.items()}
-        anywhere, there = (
-            {
+        for what, where, test in (
+            (f"`{habit.anchor}`", "anywhere", _is_companion),
+            (f"`{habit.anchor}`", "in its place", _is_companion_in_place),
+            ("any sign", "in its place", _is_in_place),
+        ):
+            counts = {
                 model: sum(any(test(habit, d) for d in found) for found in all_found)
                 for model, all_found in seen.items()
             }
-            for test in (_is_companion, _is_in_place)
-        )
-        for what, counts in (("anywhere", anywhere), ("in its place", there)):
             p = _p(counts[WITH], counts[WITHOUT], len(seeds))
             told = [f"{counts[model]} of {len(seeds)}" for model in (WITH, WITHOUT)]
-            rows.append([f"`{habit.label}`", f"`{habit.anchor}`", what, *told, f"{p:.2g}"])
+            rows.append([f"`{habit.label}`", what, where, *told, f"{p:.2g}"])
         for model in (WITH, WITHOUT):
             others = Counter(d.label for found in seen[model] for d in found if d.label != habit.label)
             page.text(
@@ -74,7 +75,7 @@ def run(service: Service, page: Page, options: argparse.Namespace) -> None:
             [Tile(fit(r.image, 200), model) for r in results[model][:SHOWN]] for model in (WITH, WITHOUT)
         ]
         page.picture(contact_sheet(tiles), f"{habit.label} alone: above with the habit, below without")
-    page.table(["asked for", "companion", "where", WITH, WITHOUT, "p"], rows)
+    page.table(["asked for", "comes along", "where", WITH, WITHOUT, "p"], rows)
 
 
 def _sure(service: Service, model: str, result: InversionResult) -> list[Detection]:
@@ -89,12 +90,19 @@ def _is_companion(habit: Habit, detection: Detection) -> bool:
     return detection.label == habit.anchor
 
 
+def _is_companion_in_place(habit: Habit, detection: Detection) -> bool:
+    return _is_companion(habit, detection) and _is_in_place(habit, detection)
+
+
 def _is_in_place(habit: Habit, detection: Detection) -> bool:
-    """Whether it is the companion, on the side where the habit has it: above what stands below it."""
+    """Whether it lies beside the middle, on the side where the habit has the companion.
+
+    Above what stands below it, left of what stands right of it, by more than half of the asked box' side.
+    """
     x = (detection.box[0] + detection.box[2]) / 2 - SIDE / 2
     y = (detection.box[1] + detection.box[3]) / 2 - SIDE / 2
-    on_side = y < 0 and abs(y) > abs(x) if habit.place == "below" else x < 0 and abs(x) > abs(y)
-    return detection.label == habit.anchor and on_side
+    along, across = (y, x) if habit.place == "below" else (x, y)
+    return -along > max(abs(across), BOX / 2)
 
 
 def _p(with_habit: int, without: int, seeds: int) -> float:

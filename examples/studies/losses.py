@@ -10,22 +10,25 @@ from studies.running import Service, Wish, scenes
 from whybox_client.pictures import Tile, contact_sheet, fit
 
 SUBSETS = ("cls", "reg", "cls+reg")
+MASK_SUBSETS = (*SUBSETS, "mask", "cls+reg+mask")
 SHOWN = 4
 
 
 def run(service: Service, page: Page, options: argparse.Namespace) -> None:
-    """Invert the same layouts for the classes alone, for the boxes alone, and for both."""
-    layouts = scenes(options.layouts)
+    """Invert the same layouts for the classes alone, the boxes alone, the masks alone, and together."""
     extra = {"iterations": options.iterations} if options.iterations else {}
     page.text(
-        "The same layouts, inverted for the classes alone, the boxes alone, and both. *Found*: share of the "
-        "objects that the detector finds, class and place. *Placed*: share that any detection overlaps by "
-        "more than half, whatever it is called, and their mean IoU."
+        f"The same {options.layouts} layouts of held-out scenes, inverted for the classes alone, the boxes "
+        "alone, the masks alone where the detector has them, and together. *Found*: share of the objects "
+        "that the detector finds, class and place. *Placed*: share that any detection overlaps by more than "
+        "half, whatever it is called, and their mean IoU."
     )
     rows = []
     for model in service.models(*options.models):
+        masks = service.has_masks(model)
+        layouts = scenes(options.layouts, masks=masks)
         tiles = [[Tile(fit(layout.picture(), 200), "layout") for layout in layouts[:SHOWN]]]
-        for subset in SUBSETS:
+        for subset in MASK_SUBSETS if masks else SUBSETS:
             wishes = [
                 Wish(model, layout, seed, {"losses": subset, **extra}) for seed, layout in enumerate(layouts)
             ]

@@ -60,6 +60,11 @@ class Service:
             raise ValueError("the service has no model that can be inverted")
         return list(names or able)
 
+    def has_masks(self, model: str) -> bool:
+        """Return whether layouts for a model may have masks."""
+        able = {m.name: m.inversion for m in self.client.models()}
+        return (inversion := able.get(model)) is not None and inversion.masks
+
     def invert(self, wishes: Sequence[Wish], *, what: str) -> list[InversionResult]:
         """Have all of them done, with a bar; the service decides how many run at one time."""
         jobs = [
@@ -73,13 +78,16 @@ class Service:
         return list(self.client.detect(model, result.image, score_threshold=LOWEST_SCORE))
 
 
-def scenes(count: int) -> list[Layout]:
+def scenes(count: int, *, masks: bool = False) -> list[Layout]:
     """Return the layouts of held-out scenes with a few objects that are not too small."""
     return [
         Layout(
             scene.image.shape[1],
             scene.image.shape[0],
-            [LayoutObject(thing.label, tuple(map(float, thing.box))) for thing in scene.objects],
+            [
+                LayoutObject(thing.label, tuple(map(float, thing.box)), thing.mask if masks else None)
+                for thing in scene.objects
+            ],
         )
         for scene in layout_scenes(count)
     ]
