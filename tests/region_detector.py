@@ -86,10 +86,8 @@ class RegionDetector(WhiteBoxDetector):
         return stage.roll((self.shift[1], self.shift[0]), (2, 3))
 
     def resume(self, forward: Forward, image: int, layer: str, maps: Sequence[Tensor]) -> Forward:
-        frames = (forward.batch.frames[image],) * len(maps[0])
-        pixels = forward.batch.pixels[image : image + 1].expand(len(frames), -1, -1, -1)
         levels = maps[0] if layer == "level" else self._level(maps[0])
-        return Forward(Batch(pixels, frames), {}, {"0": levels})
+        return Forward(forward.batch.copies(image, len(levels)), {}, {"0": levels})
 
     def candidates(self, forward: Forward, image: int) -> Candidates:
         level = forward.levels["0"][image, 0].roll((-self.shift[1], -self.shift[0]), (0, 1))

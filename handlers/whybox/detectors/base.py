@@ -74,6 +74,11 @@ class Batch:
     pixels: Tensor
     frames: tuple[Frame, ...]
 
+    def copies(self, image: int, count: int) -> Batch:
+        """Return a batch of so many copies of one of the pictures; they share memory."""
+        pixels = self.pixels[image : image + 1].expand(count, -1, -1, -1)
+        return Batch(pixels, (self.frames[image],) * count)
+
 
 @dataclass(frozen=True)
 class Detections:
@@ -704,14 +709,6 @@ def detections_of(
     if not found.trim:
         return detections
     return detections[(detections.boxes[:, 2:] > detections.boxes[:, :2]).all(1)]
-
-
-def group_by_shape(shapes: Sequence[tuple[int, ...]]) -> list[list[int]]:
-    """Return the positions that share a shape, in order of first appearance."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for position, shape in enumerate(shapes):
-        groups.setdefault(shape, []).append(position)
-    return list(groups.values())
 
 
 def require_images(images: Sequence[Tensor]) -> None:

@@ -33,9 +33,10 @@ from whybox.detectors.base import (
     require_images,
 )
 from whybox.detectors.dense import Tower
+from whybox.detectors.network import batches_of
 from whybox.detectors.one_stage import OneStageDetector, least_logit, root_of_sigmoids
 from whybox.detectors.postprocess import contenders
-from whybox.detectors.pyramid import PyramidDetector, batches_of
+from whybox.detectors.pyramid import PyramidDetector
 from whybox.detectors.roi_taps import Regions
 from whybox.detectors.stage_outputs import StageOutputs
 from whybox.detectors.taps import strided_grids
@@ -87,8 +88,7 @@ class Detectron2Detector(PyramidDetector):
 
     def __init__(self, model: Any, labels: Sequence[str], pictures: Pictures) -> None:
         """See `wrap`."""
-        self.model = model.eval().requires_grad_(False)
-        self.labels = tuple(labels)
+        super().__init__(model, labels)
         self.pictures = pictures
         self.require_labels(self._head_classes())
         if pictures.min_size:
@@ -153,7 +153,7 @@ class Detectron2Detector(PyramidDetector):
         return {name: features[name] for name in self._level_names}
 
     def _grids(self, forward: Forward, image: int, names: Iterable[str], which: Tensor) -> Grids:
-        """See `PyramidDetector._grids`; a backbone without FPN takes pictures that are not padded."""
+        """See `NetworkDetector._grids`; a backbone without FPN takes pictures that are not padded."""
         known = list(names)
         maps = [forward.levels[name] if name in forward.levels else forward.stages[name] for name in known]
         sizes = [(m.shape[-2], m.shape[-1]) for m in maps]

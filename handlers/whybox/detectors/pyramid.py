@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,52 +21,22 @@ from whybox.detectors.base import (
     Layer,
     Tap,
     Trace,
-    WhiteBoxDetector,
-    group_by_shape,
 )
+from whybox.detectors.network import PROBE, NetworkDetector
 from whybox.detectors.roi_taps import RoiLevelTap
 from whybox.detectors.stage_outputs import StageOutputs
 from whybox.detectors.stage_taps import SharedTaps, StageTap, Upward
-from whybox.detectors.taps import DenseLevelTap, PerLevelTap, level_grids
-
-PROBE = 128
-"""Side of the black picture that shows what the layers look like, in network pixels."""
+from whybox.detectors.taps import DenseLevelTap, PerLevelTap
 
 
-class PyramidDetector(WhiteBoxDetector):
+class PyramidDetector(NetworkDetector):
     """A detector with stages, levels and a head.
 
     Attributes:
-        model: the network, in evaluation mode, its weights frozen; its ``backbone`` is below the heads.
+        model: see `NetworkDetector`; its ``backbone`` is below the heads.
     """
 
-    model: Any
     traces = True
-
-    @property
-    def weight(self) -> Tensor:
-        """Any of the weights: its device and dtype are the detector's."""
-        parameter: Tensor = next(self.model.parameters())
-        return parameter
-
-    @property
-    def device(self) -> torch.device:
-        """See `Detector.device`."""
-        return self.weight.device
-
-    def to(self, device: torch.device | str) -> Self:
-        """See `Detector.to`."""
-        self.model.to(device)
-        return self
-
-    def require_labels(self, expected: int) -> None:
-        """Check the labels against the head.
-
-        Raises:
-            ValueError: if there are not so many.
-        """
-        if len(self.labels) != expected:
-            raise ValueError(f"labels: expected {expected} names for this head; got {len(self.labels)}")
 
     @torch.no_grad()
     def forward(self, batch: Batch, *, keep: bool = False) -> Forward:
@@ -113,19 +82,6 @@ class PyramidDetector(WhiteBoxDetector):
         del held
         self.run_head(forward, keep=True)
 
-    def tap(
-        self,
-        forward: Forward,
-        image: int,
-        layer: str,
-        candidates: Tensor,
-        labels: Tensor,
-        *,
-        exact: bool = False,
-    ) -> Tap:
-        """See `WhiteBoxDetector.tap`."""
-        return self.taps(forward, image, [layer], candidates, labels, exact=exact).taps[0]
-
     def taps(
         self,
         forward: Forward,
@@ -137,11 +93,7 @@ class PyramidDetector(WhiteBoxDetector):
         exact: bool = False,
     ) -> SharedTaps:
         """See `WhiteBoxDetector.taps`; the head's part is computed once for all layers."""
-        for layer in layers:
-            if layer not in self.layers:
-                raise ValueError(f"layer is one of {', '.join(self.layers)}; got {layer!r}")
-        if not forward.stages:
-            raise ValueError("expected a forward pass made with keep=True")
+        self.require_layers(forward, layers)
         local = self._local_taps(forward, image, candidates, labels, exact=exact)
         names = [name for name in self.layers if name in layers and self.layers[name].kind == "stage"]
         stages = [forward.stages[name][image] for name in names]
@@ -180,8 +132,7 @@ class PyramidDetector(WhiteBoxDetector):
         levels = list(maps) if layer == "level" else self._upper(layer, maps[0], forward, image)
         count = len(maps[0])
         levels = [x.expand(count, -1, -1, -1) for x in levels]  # one that does not depend on the maps is one
-        pixels = forward.batch.pixels[image : image + 1].expand(count, -1, -1, -1)
-        batch = Batch(pixels, (forward.batch.frames[image],) * count)
+        batch = forward.batch.copies(image, count)
         resumed = Forward(batch, {}, dict(zip(forward.levels, levels, strict=True)))
         self.run_head(resumed)
         return resumed
@@ -233,13 +184,6 @@ class PyramidDetector(WhiteBoxDetector):
         """Grids of the levels, and which of them each candidate has: int64 (N,)."""
         return self._grids(forward, image, forward.levels, which)
 
-    def _grids(self, forward: Forward, image: int, names: Iterable[str], which: Tensor) -> Grids:
-        """Grids of stages or levels by name, and which of them each candidate has: int64 (N,)."""
-        padded = forward.batch.pixels.shape
-        maps = [forward.levels[name] if name in forward.levels else forward.stages[name] for name in names]
-        sizes = [(m.shape[-2], m.shape[-1]) for m in maps]
-        return level_grids(forward.batch.frames[image], (padded[2], padded[3]), sizes, which)
-
     @abstractmethod
     def _chain(self) -> Iterable[tuple[str, nn.Module, bool]]:
         """Return the backbone's modules, each run on the output of the one before.
@@ -260,11 +204,3 @@ class PyramidDetector(WhiteBoxDetector):
         self, forward: Forward, image: int, candidates: Tensor, labels: Tensor, *, exact: bool
     ) -> dict[str, Tap]:
         """Tap ``level``, and the other layers that are local to the candidate, by name."""
-
-
-def batches_of(prepared: Sequence[tuple[Tensor, Frame]]) -> list[tuple[list[int], Batch]]:
-    """Batch prepared pictures (1, 3, H, W) that are of equal size; see `WhiteBoxDetector.prepare`."""
-    return [
-        (group, Batch(torch.cat([prepared[i][0] for i in group]), tuple(prepared[i][1] for i in group)))
-        for group in group_by_shape([tuple(pixels.shape) for pixels, _ in prepared])
-    ]

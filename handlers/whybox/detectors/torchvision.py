@@ -25,9 +25,10 @@ from whybox.detectors.base import (
     require_images,
 )
 from whybox.detectors.dense import Tower
+from whybox.detectors.network import batches_of
 from whybox.detectors.one_stage import OneStageDetector, least_logit, root_of_sigmoids
 from whybox.detectors.postprocess import contenders
-from whybox.detectors.pyramid import PyramidDetector, batches_of
+from whybox.detectors.pyramid import PyramidDetector
 from whybox.detectors.roi_taps import Regions
 from whybox.detectors.stage_outputs import StageOutputs
 from whybox.detectors.two_stage import RegionHead, TwoStageDetector
@@ -67,8 +68,7 @@ class TorchvisionDetector(PyramidDetector):
 
     def __init__(self, model: Any, labels: Sequence[str], *, background: bool) -> None:
         """See `wrap`."""
-        self.model = model.eval().requires_grad_(False)
-        self.labels = tuple(labels)
+        super().__init__(model, labels)
         self.first = int(background)
         self.require_labels(self._head_classes() - self.first)
         if model.transform.fixed_size is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,17 +30,14 @@ from whybox.detectors.base import (
     Layer,
     Outputs,
     PostProcessing,
-    Tap,
     Trace,
-    WhiteBoxDetector,
     require_images,
 )
+from whybox.detectors.network import PROBE, NetworkDetector, batches_of
 from whybox.detectors.postprocess import contenders
-from whybox.detectors.pyramid import PROBE, batches_of
 from whybox.detectors.query_attention import sampled_points, samples_points, spread
 from whybox.detectors.query_taps import Ascent, Below, Entry, QueryTap, QueryTaps, QueryViews
 from whybox.detectors.stage_outputs import StageOutputs
-from whybox.detectors.taps import level_grids
 
 THRESHOLD = 0.5
 """Of the library's own `post_process_object_detection`."""
@@ -107,7 +104,7 @@ class _Said:
         return {"logits": self.logits, "boxes": self.boxes}
 
 
-class TransformersDetector(WhiteBoxDetector):
+class TransformersDetector(NetworkDetector):
     """A query-based detector of the library, with a backbone of stages.
 
     What the network itself holds constant when it is trained is constant here: which cells of the memory
@@ -136,21 +133,13 @@ class TransformersDetector(WhiteBoxDetector):
         if kind is None or type(model).__name__ != kind.model:
             known = ", ".join(k.model for k in KINDS.values())
             raise ValueError(f"expected one of {known}; got {type(model).__name__}")
+        super().__init__(model, labels)
         self.kind = kind
-        self.model = model.eval().requires_grad_(False)
         self.processor = processor
-        self.labels = tuple(labels)
         self.first = int(background)
         count = int(model.config.num_labels)
-        if len(self.labels) != count - self.first:
-            raise ValueError(
-                f"labels: expected {count - self.first} names for this head; got {len(self.labels)}"
-                + (
-                    ""
-                    if background
-                    else f" (or {count - 1} and background: true, if its first class is unused)"
-                )
-            )
+        hint = "" if background else f" (or {count - 1} and background: true, if its first class is unused)"
+        self.require_labels(count - self.first, hint)
         if getattr(model.config, "anchor_image_size", None):
             # Anchors made once, for one size; made for each picture they are the same, and of any size.
             model.config.anchor_image_size = None
@@ -181,22 +170,6 @@ class TransformersDetector(WhiteBoxDetector):
         elif size.get("max_height") and size.get("max_width"):
             self.max_aspect = min(int(size["max_height"]), int(size["max_width"])) - 1
 
-    @property
-    def device(self) -> torch.device:
-        """See `Detector.device`."""
-        device: torch.device = next(self.model.parameters()).device
-        return device
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        dtype: torch.dtype = next(self.model.parameters()).dtype
-        return dtype
-
-    def to(self, device: torch.device | str) -> Self:
-        """See `Detector.to`."""
-        self.model.to(device)
-        return self
-
     # Pictures
 
     def prepare(self, images: Sequence[Tensor]) -> list[tuple[list[int], Batch]]:
@@ -210,7 +183,7 @@ class TransformersDetector(WhiteBoxDetector):
                 do_pad=False,
                 return_tensors="pt",
             )
-            pixels = made["pixel_values"].to(self._dtype)  # [1, 3, H, W]
+            pixels = made["pixel_values"].to(self.weight.dtype)  # [1, 3, H, W]
             prepared.append((pixels, Frame(image.shape[1], image.shape[0], pixels.shape[3], pixels.shape[2])))
         return batches_of(prepared)
 
@@ -366,7 +339,7 @@ class TransformersDetector(WhiteBoxDetector):
             wanted = config.two_stage_num_proposals if deformable else config.num_queries
         side, cells = PROBE, 0
         while side <= MOST_PROBED:
-            pixels = torch.zeros((1, 3, side, side), device=self.device, dtype=self._dtype)
+            pixels = self.weight.new_zeros(1, 3, side, side)
             stages = self._climb(pixels)
             cells = sum(height * width for height, width in self._sizes(stages))
             if cells >= wanted:
@@ -428,19 +401,6 @@ class TransformersDetector(WhiteBoxDetector):
 
     # What can be looked into
 
-    def tap(
-        self,
-        forward: Forward,
-        image: int,
-        layer: str,
-        candidates: Tensor,
-        labels: Tensor,
-        *,
-        exact: bool = False,
-    ) -> Tap:
-        """See `WhiteBoxDetector.tap`."""
-        return self.taps(forward, image, [layer], candidates, labels, exact=exact).taps[0]
-
     def taps(
         self,
         forward: Forward,
@@ -453,7 +413,7 @@ class TransformersDetector(WhiteBoxDetector):
     ) -> QueryTaps:
         """See `WhiteBoxDetector.taps`; one way back for all layers."""
         del exact  # norms with statistics over a map are differentiated through in any case
-        self._check_layers(forward, layers)
+        self.require_layers(forward, layers)
         frame = forward.batch.frames[image]
         raw = {name: forward.extra[name][image, candidates] for name in ("logits", "boxes")}
 
@@ -462,6 +422,7 @@ class TransformersDetector(WhiteBoxDetector):
             return Outputs(scores, sides, labels, self._of_classes(raw["logits"]))
 
         maps = {**forward.stages, **forward.levels}
+        one = torch.zeros_like(candidates)  # every candidate sees the same, only map
         views = QueryViews(
             lambda copies: self._ascend(forward, image, layers, copies),
             candidates,
@@ -471,40 +432,22 @@ class TransformersDetector(WhiteBoxDetector):
         )
         return QueryTaps(
             [
-                QueryTap(
-                    views, name, maps[name][image], self._grids(forward, image, maps[name], len(candidates))
-                )
+                QueryTap(views, name, maps[name][image], self._grids(forward, image, [name], one))
                 for name in layers
             ]
         )
 
-    def _check_layers(self, forward: Forward, layers: Sequence[str]) -> None:
-        for layer in layers:
-            if layer not in self.layers:
-                raise ValueError(f"layer is one of {', '.join(self.layers)}; got {layer!r}")
-        if not forward.stages:
-            raise ValueError("expected a forward pass made with keep=True")
-
-    def _grids(self, forward: Forward, image: int, layer: Tensor, count: int) -> Grids:
-        padded = forward.batch.pixels.shape
-        one = torch.zeros(count, dtype=torch.int64, device=layer.device)
-        sizes = [(layer.shape[2], layer.shape[3])]
-        return level_grids(forward.batch.frames[image], (padded[2], padded[3]), sizes, one)
-
     @torch.enable_grad()
     def _ascend(self, forward: Forward, image: int, layers: Sequence[str], copies: int) -> Ascent:
         """Run the network from the lowest of some layers on, with the graph, for copies of one picture."""
-
-        def repeated(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: v[image : image + 1].expand(copies, -1, -1, -1) for name, v in values.items()}
-
-        pixels = forward.batch.pixels[image : image + 1].expand(copies, -1, -1, -1)
-        own = repeated(forward.stages)
+        pixels = forward.batch.copies(image, copies).pixels
+        own = _repeated(forward.stages, image, copies)
         queries = forward.extra["queries"]
         held = None if queries is None else queries[image : image + 1].expand(copies, -1)
         asked = [name for name in own if name in layers]
         if not asked:
-            levels = {name: v.clone().requires_grad_() for name, v in repeated(forward.levels).items()}
+            levels = _repeated(forward.levels, image, copies)
+            levels = {name: v.clone().requires_grad_() for name, v in levels.items()}
             memory = self._memory_of(list(levels.values()))
             said = self._run(pixels, own, memory=memory, queries=held)
             return Ascent(said.raw, {name: Below(level) for name, level in levels.items()}, {})
@@ -536,23 +479,19 @@ class TransformersDetector(WhiteBoxDetector):
     @torch.no_grad()
     def resume(self, forward: Forward, image: int, layer: str, maps: Sequence[Tensor]) -> Forward:
         """See `WhiteBoxDetector.resume`: from a stage, or from one level of the memory."""
-        self._check_layers(forward, [layer])
+        self.require_layers(forward, [layer])
         own = {**forward.stages, **forward.levels}[layer]
         if len(maps) != 1 or maps[0].shape[1:] != own.shape[1:]:
             raise ValueError(f"expected maps of the shape of layer {layer!r}")
         count = len(maps[0])
-
-        def repeated(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: v[image : image + 1].expand(count, -1, -1, -1) for name, v in values.items()}
-
-        pixels = forward.batch.pixels[image : image + 1].expand(count, -1, -1, -1)
-        batch = Batch(pixels, (forward.batch.frames[image],) * count)
-        stages, memory = repeated(forward.stages), None
+        batch = forward.batch.copies(image, count)
+        stages, memory = _repeated(forward.stages, image, count), None
         if layer in stages:
             stages |= self._climb(maps[0], layer)
         else:
-            memory = self._memory_of(list({**repeated(forward.levels), layer: maps[0]}.values()))
-        return self._forward(batch, stages, self._run(pixels, stages, memory=memory), keep=False)
+            levels = _repeated(forward.levels, image, count) | {layer: maps[0]}
+            memory = self._memory_of(list(levels.values()))
+        return self._forward(batch, stages, self._run(batch.pixels, stages, memory=memory), keep=False)
 
     def hold(self, forward: Forward, image: int, candidates: Tensor) -> dict[str, Tensor]:
         """See `WhiteBoxDetector.hold`: the cells of the memory that queries are taken from, if they are."""
@@ -595,14 +534,14 @@ class TransformersDetector(WhiteBoxDetector):
         """See `WhiteBoxDetector.attention`; sampled points are laid out on the finest level of the memory."""
         if part not in self.attends:
             raise NotImplementedError(f"expected one of {', '.join(self.attends)}; got {part!r}")
-        self._check_layers(forward, [])
+        self.require_layers(forward, [])
         blocks = self._blocks(part)
-        levels = list(forward.levels.values())
         level = 0
         if part == "encoder" and self.kind.maps:
             level = int(self.model.model.encoder.encode_proj_layers[0])
-        height, width = levels[level].shape[2:]
-        grids = self._grids(forward, image, levels[level], len(candidates))
+        name = self._memory_names[level]
+        height, width = forward.levels[name].shape[2:]
+        grids = self._grids(forward, image, [name], torch.zeros_like(candidates))
         rows = candidates
         if part == "encoder":
             rows = _middles(self.candidates(forward, image).boxes[candidates], grids, width)
@@ -644,6 +583,11 @@ class TransformersDetector(WhiteBoxDetector):
             logits = torch.cat([rest.logsumexp(1, keepdim=True), logits], 1)
         groups = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
         return [StageOutputs("queries", logits, boxes, boxes.detach(), groups, softmax=self.kind.softmax)]
+
+
+def _repeated(maps: Mapping[str, Tensor], image: int, count: int) -> dict[str, Tensor]:
+    """Maps (B, C, H, W) of one picture of a batch, so many times: (count, C, H, W), sharing memory."""
+    return {name: one[image : image + 1].expand(count, -1, -1, -1) for name, one in maps.items()}
 
 
 @contextmanager
