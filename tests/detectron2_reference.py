@@ -17,12 +17,9 @@ from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 
 from builders import random_image
-from slow_reference import held, scalar_of
+from slow_reference import Answer, gradients_of, held
 from whybox.detectors.base import Batch, Forward
 from whybox.detectors.detectron2 import Detectron2Detector
-
-Answer = tuple[Tensor, Tensor, Tensor]
-"""Scores (N, K), boxes (N, 4) or (N, K, 4), and logits (N, K)."""
 
 
 class SeenDetectron2:
@@ -79,14 +76,7 @@ class SeenDetectron2:
                 regions = self.forward.extra["proposals"][0]
                 features = pool(model, levels, last(regions))
                 answer = region_outputs(model, features, regions, self.earlier(regions))
-        scores, boxes, logits = answer
-        gradients = []
-        for target, score in targets:
-            values = logits if score == "logit" else scores
-            value = scalar_of(target.replace("class:gamma", "class#2"), values, boxes, candidate, label)
-            (gradient,) = torch.autograd.grad(value, leaf, retain_graph=True, materialize_grads=True)
-            gradients.append(gradient[0])
-        return leaf.detach()[0], gradients
+        return leaf.detach()[0], gradients_of(answer, leaf, targets, candidate, label)
 
     def earlier(self, regions: Tensor) -> list[Tensor]:
         """The scores of a cascade's heads but the last, held fixed."""

@@ -269,6 +269,21 @@ def gateway(scratch: Path, torchserve: str, *, prelude: str = "", **environment:
             running.stop()
 
 
+def refused(**environment: str) -> str:
+    """What a gateway says that does not start with these settings, and ends by itself."""
+    done = subprocess.run(
+        [sys.executable, "-m", "whybox_service.app"],
+        env={**os.environ, "WHYBOX_PORT": "0", "WHYBOX_GRPC_PORT": "0", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_SECONDS,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
 def problem(response: httpx.Response) -> tuple[int, str, str]:
     """The status of an error, its type and its field."""
     told = response.json()

@@ -14,10 +14,10 @@ from builders import LABELS, random_image, random_model
 from slow_reference import (
     all_outputs_of,
     full_levels,
+    gradients_of,
     held,
     outputs_of,
     region_outputs_of,
-    scalar_of,
     smooth,
 )
 from whybox.detectors.base import Forward, Taps
@@ -80,7 +80,7 @@ class Seen:
             candidate = 0
             size = (pixels.shape[2], pixels.shape[3])
             leaf = model.roi_heads.box_roi_pool(self.forward.levels, [proposals], [size]).requires_grad_()
-            scores, boxes, logits = region_outputs_of(model, leaf, proposals)
+            answer = region_outputs_of(model, leaf, proposals)
         else:
             levels = OrderedDict(self.forward.levels)
             if layer == "level":
@@ -93,13 +93,8 @@ class Seen:
             scores, boxes, logits = all_outputs_of(model, pixels, levels, proposals)
             if dense:
                 scores, logits = scores[:, 1:], logits[:, 1:]
-        gradients = []
-        for target, score in targets:
-            values = logits if score == "logit" else scores
-            value = scalar_of(target.replace("class:gamma", "class#2"), values, boxes, candidate, label)
-            (gradient,) = torch.autograd.grad(value, leaf, retain_graph=True, materialize_grads=True)
-            gradients.append(gradient[0])
-        return leaf.detach()[0], gradients
+            answer = scores, boxes, logits
+        return leaf.detach()[0], gradients_of(answer, leaf, targets, candidate, label)
 
 
 class SeenPicture(Protocol):

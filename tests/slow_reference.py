@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
+
+from builders import LABELS
+
+Answer = tuple[Tensor, Tensor, Tensor]
+"""Scores (N, K), boxes (N, 4) or (N, K, 4), and logits (N, K)."""
 
 
 class HeldGroupNorm(nn.Module):
@@ -77,9 +83,7 @@ def outputs_of(model, pixels: Tensor, levels: OrderedDict, proposals: Tensor | N
     return all_outputs_of(model, pixels, levels, proposals)[:2]
 
 
-def all_outputs_of(
-    model, pixels: Tensor, levels: OrderedDict, proposals: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def all_outputs_of(model, pixels: Tensor, levels: OrderedDict, proposals: Tensor | None) -> Answer:
     """What `outputs_of` gives, and the logits (N, K) of the classes."""
     size = (pixels.shape[2], pixels.shape[3])
     kind = type(model).__name__
@@ -100,7 +104,7 @@ def all_outputs_of(
     return region_outputs_of(model, features, proposals)
 
 
-def region_outputs_of(model, features: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def region_outputs_of(model, features: Tensor, proposals: Tensor) -> Answer:
     """Scores, boxes and logits of regions, from their features."""
     heads = model.roi_heads
     logits, deltas = heads.box_predictor(heads.box_head(features))
@@ -108,14 +112,36 @@ def region_outputs_of(model, features: Tensor, proposals: Tensor) -> tuple[Tenso
 
 
 def scalar_of(target: str, scores: Tensor, boxes: Tensor, candidate: int, label: int) -> Tensor:
-    """One scalar of one candidate."""
+    """One scalar of one candidate: ``class`` or ``class:NAME``, or ``x1``, ``y1``, ``x2``, ``y2``."""
     if target == "class":
         return scores[candidate, label]
-    if target.startswith("class#"):
-        return scores[candidate, int(target[6:])]
+    if target.startswith("class:"):
+        return scores[candidate, LABELS.index(target[6:])]
     side = ("x1", "y1", "x2", "y2").index(target)
     box = boxes[candidate, label] if boxes.ndim == 3 else boxes[candidate]
     return -box[side] if side < 2 else box[side]
+
+
+def gradients_of(
+    answer: Answer, leaf: Tensor, targets: Sequence[tuple[str, str]], candidate: int, label: int
+) -> list[Tensor]:
+    """The gradient (C, H, W) of each target by a leaf (1, C, H, W), one backward pass per scalar.
+
+    Args:
+        answer: with the graph down to the leaf.
+        leaf: a layer's map, or one candidate's region features.
+        targets: each with the ``score`` or ``logit`` that is meant by its class.
+        candidate: position in the answer.
+        label: that it is explained for.
+    """
+    scores, boxes, logits = answer
+    gradients = []
+    for target, score in targets:
+        values = logits if score == "logit" else scores
+        value = scalar_of(target, values, boxes, candidate, label)
+        (gradient,) = torch.autograd.grad(value, leaf, retain_graph=True, materialize_grads=True)
+        gradients.append(gradient[0])
+    return gradients
 
 
 def smooth(gradient: Tensor, sigma_x: float, sigma_y: float) -> Tensor:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import shutil
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from hashlib import sha256
@@ -35,6 +33,7 @@ from jobs_parts import (
     eventually,
     gateway,
     problem,
+    refused,
 )
 from picture_files import RGB, saved
 from whybox_proto.v1 import explainer_pb2
@@ -95,20 +94,6 @@ def iteration(running: Gateway, name: str) -> int:
     """How far a job is."""
     progress: dict[str, int] = running.get(name).get("progress", {})
     return progress.get("iteration", 0)
-
-
-def refused(**environment: str) -> str:
-    """What a gateway says that does not start with these settings."""
-    done = subprocess.run(
-        [sys.executable, "-m", "whybox_service.app"],
-        env={**os.environ, "WHYBOX_PORT": "0", "WHYBOX_GRPC_PORT": "0", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    return done.stderr
 
 
 def events(running: Gateway, name: str, last: str = "") -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -12,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import PATIENCE_SECONDS
-from jobs_parts import Gateway, PlayedTorchServe, check_whole, eventually, gateway, problem
+from jobs_parts import Gateway, PlayedTorchServe, check_whole, eventually, gateway, problem, refused
 from postgres import Postgres, postgres
 from test_jobs import LONG, SHORT, events, iteration, listed_names
 
@@ -167,20 +165,6 @@ def test_a_replica_starts_before_its_database(replicas: list[Gateway], database:
 class TestStart:
     """What would be silently wrong is refused."""
 
-    def end_of(self, **environment: str) -> str:
-        """What a gateway says that ends by itself."""
-        done = subprocess.run(
-            [sys.executable, "-m", "whybox_service.app"],
-            env={**os.environ, "WHYBOX_PORT": "0", "WHYBOX_GRPC_PORT": "0", **environment},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=PATIENCE_SECONDS,
-        )
-        assert done.returncode == 1, done.stderr
-        assert "Traceback" not in done.stderr
-        return done.stderr
-
     def test_two_of_one_name(self, database: Postgres, torchserve: PlayedTorchServe, tmp_path: Path) -> None:
         shared = {
             "WHYBOX_JOBS_DATABASE": database.url,
@@ -189,7 +173,7 @@ class TestStart:
         with gateway(tmp_path / "one", torchserve.url, **shared) as running:
             job = running.create(LONG)
             eventually(lambda: iteration(running, job["name"]) > 0)
-            said = self.end_of(**shared)
+            said = refused(**shared)
             assert "runs jobs as 'gateway' on this database" in said
             assert "WHYBOX_JOBS_EXECUTOR" in said
             at = iteration(running, job["name"])
@@ -210,7 +194,7 @@ class TestStart:
 
         with gateway(tmp_path / "one", torchserve.url, **settings("one", "mine")) as running:
             check_whole(running.wait(running.create(SHORT)["name"]))
-            said = self.end_of(**settings("two", "yours"))
+            said = refused(**settings("two", "yours"))
             assert "the replica 'one' keeps states and pictures elsewhere" in said
             with gateway(tmp_path / "two", torchserve.url, **settings("two", "mine")):
                 pass
@@ -227,13 +211,13 @@ class TestStart:
             check_whole(running.wait(job["name"]))
             (tmp_path / "data").mkdir()
             (tmp_path / "data" / "jobs.sqlite").touch()  # there are jobs, so they are begun at the start
-            said = self.end_of(WHYBOX_DATA=str(tmp_path / "data"), **folder)
+            said = refused(WHYBOX_DATA=str(tmp_path / "data"), **folder)
             assert "belongs to another database of jobs" in said
             assert running.picture(job["name"]).status_code == 200
 
     def test_without_a_place_that_all_share(self, database: Postgres, tmp_path: Path) -> None:
         for more in ({}, {"WHYBOX_DATA": str(tmp_path)}):
-            said = self.end_of(WHYBOX_JOBS_DATABASE=database.url, **more)
+            said = refused(WHYBOX_JOBS_DATABASE=database.url, **more)
             assert "WHYBOX_JOBS_DATABASE needs WHYBOX_JOBS_ARTIFACTS" in said
 
 

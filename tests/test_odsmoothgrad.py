@@ -236,7 +236,7 @@ def slow_saliency(
         scores, boxes = outputs_of(model, pixels, OrderedDict(levels), proposals)
     if hasattr(model, "head"):
         scores = scores[:, 1:]
-    value = scalar_of(target.replace("class:gamma", "class#2"), scores, boxes, candidate, label)
+    value = scalar_of(target, scores, boxes, candidate, label)
     if score == "logit" and target.startswith("class"):
         assert type(detector.model).__name__ == "RetinaNet"
         value = value.logit()

@@ -234,9 +234,7 @@ class Seen:
         for pick, (candidate, label) in enumerate(zip(self.candidates, self.labels, strict=True)):
             for target, score in TARGETS:
                 values = logits if score == "logit" else scores
-                value = scalar_of(
-                    target.replace("class:gamma", "class#2"), values, boxes, int(candidate), int(label)
-                )
+                value = scalar_of(target, values, boxes, int(candidate), int(label))
                 leaves = leaf if isinstance(leaf, list) else [leaf]
                 own = torch.autograd.grad(value, leaves, retain_graph=True, materialize_grads=True)
                 gradients[pick, target, score] = self._map(layer, list(own))
