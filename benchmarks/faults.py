@@ -24,6 +24,7 @@ from typing import Any
 import httpcore
 import psutil
 import service
+from tables import print_row, print_titles
 
 LOOK_SECONDS = 0.1
 # What a request may take beyond its deadline: ways and clocks.
@@ -177,18 +178,20 @@ def report(courses: dict[Fault, Course], options: argparse.Namespace) -> None:
         f"{options.model}, {options.rate:g} requests a second with a deadline of {options.deadline:g} s, "
         f"one worker, torch on one thread, {os.cpu_count()} cores\n"
     )
-    print(
-        "| fault | red after, s | limit, s | green after, s | requests | failed | as | longest, s "
-        "| over the deadline |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+    titles = ("fault", "red after, s", "limit, s", "green after, s", "requests", "failed", "as")
+    print_titles(*titles, "longest, s", "over the deadline")
     for fault, course in courses.items():
         failed = {code: count for code, count in course.codes.most_common() if code}
-        told = ", ".join(f"{count} {code}" for code, count in failed.items())
-        print(
-            f"| {fault.name} | {course.red:.1f} | {fault.red_limit:g} | {course.green:.1f} "
-            f"| {course.codes.total()} | {sum(failed.values())} | {told} | {course.longest:.2f} "
-            f"| {course.longest / options.deadline:.2f} |"
+        print_row(
+            fault.name,
+            f"{course.red:.1f}",
+            f"{fault.red_limit:g}",
+            f"{course.green:.1f}",
+            course.codes.total(),
+            sum(failed.values()),
+            ", ".join(f"{count} {code}" for code, count in failed.items()),
+            f"{course.longest:.2f}",
+            f"{course.longest / options.deadline:.2f}",
         )
     print(
         f"\nNo request should take more than {LIMIT_DEADLINE:g} of its deadline. A stopped worker goes on "

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import httpcore
 import service
+from tables import print_row, print_titles
 
 LIMIT_ACCEPTED, LIMIT_REFUSED_MS, LIMIT_REFUSED_SHARE = 3.0, 50.0, 0.99
 FEW = 8
@@ -89,17 +90,13 @@ async def measure(options: argparse.Namespace, url: str, image: bytes) -> None:
     other = len(replies) - len(accepted) - len(refused)
     fast = sum(reply.seconds <= LIMIT_REFUSED_MS / 1e3 for reply in refused) / max(1, len(refused))
     print(f"\n{FACTOR} times the rate, {FACTOR * rate:.0f} requests/s for {options.seconds:g} s:\n")
-    print("| | requests | median, s | p99, s | against the limit |\n|---|---|---|---|---|")
+    print_titles("", "requests", "median, s", "p99, s", "against the limit")
     ratio = p99(accepted) / p99(accepted_full)
-    print(
-        f"| accepted | {len(accepted)} | {median(accepted):.2f} | {p99(accepted):.2f} "
-        f"| {ratio:.2f} of the full queue's p99 (limit {LIMIT_ACCEPTED:g}) |"
-    )
-    print(
-        f"| refused (429) | {len(refused)} | {median(refused):.4f} | {p99(refused):.4f} "
-        f"| {fast:.1%} within {LIMIT_REFUSED_MS:g} ms (limit {LIMIT_REFUSED_SHARE:.0%}) |"
-    )
-    print(f"| anything else | {other} | | | none expected |")
+    told = f"{ratio:.2f} of the full queue's p99 (limit {LIMIT_ACCEPTED:g})"
+    print_row("accepted", len(accepted), f"{median(accepted):.2f}", f"{p99(accepted):.2f}", told)
+    told = f"{fast:.1%} within {LIMIT_REFUSED_MS:g} ms (limit {LIMIT_REFUSED_SHARE:.0%})"
+    print_row("refused (429)", len(refused), f"{median(refused):.4f}", f"{p99(refused):.4f}", told)
+    print_row("anything else", other, "", "", "none expected")
 
 
 def median(replies: list[Reply]) -> float:
