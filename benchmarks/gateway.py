@@ -23,6 +23,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import service
+from tables import print_row, print_titles
 
 from whybox_proto.v1 import explainer_pb2, worker_pb2
 
@@ -68,10 +69,8 @@ def report(
     print(
         f"{model}, a JPEG of {size / 1000:.0f} kB, one worker, torch on one thread, {os.cpu_count()} cores\n"
     )
-    print(
-        f"| way | p10, ms | median, ms | p90, ms | over bare, ms | {service.CLIENTS} clients, 1/s | of that |"
-    )
-    print("|---|---|---|---|---|---|---|")
+    clients = f"{service.CLIENTS} clients, 1/s"
+    print_titles("way", "p10, ms", "median, ms", "p90, ms", "over bare, ms", clients, "of that")
     for name in latency:
         deciles = statistics.quantiles(latency[name], n=10)
         # Of pairs that were taken one after the other: what slows the machine for a while slows both.
@@ -79,10 +78,8 @@ def report(
             ours - bare for ours, bare in zip(latency[name], latency[BARE], strict=True)
         )
         share = statistics.median(throughput[name]) / base_rate
-        print(
-            f"| {name} | {deciles[0] * 1e3:.1f} | {deciles[4] * 1e3:.1f} | {deciles[8] * 1e3:.1f} "
-            f"| {added * 1e3:+.1f} | {share * base_rate:.1f} | {share:.2f} |"
-        )
+        taken = (f"{deciles[i] * 1e3:.1f}" for i in (0, 4, 8))
+        print_row(name, *taken, f"{added * 1e3:+.1f}", f"{share * base_rate:.1f}", f"{share:.2f}")
     print(
         f"\nLimits: {LIMIT_LATENCY_MS:g} ms added to bare TorchServe, {LIMIT_THROUGHPUT:g} of the rate in "
         "process."

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from tables import print_row, print_titles
 from torch import Tensor
 from tqdm import tqdm
 
@@ -51,11 +52,11 @@ def main() -> None:
     options = parser.parse_args()
     detectors = {name: demo(name) for name in options.models}
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
-    print("| detector | preset | ms an iteration | over bare passes | limit |\n|---|---|---|---|---|")
+    print_titles("detector", "preset", "ms an iteration", "over bare passes", "limit")
     for name, detector in detectors.items():
         for preset in options.presets:
             mine, bare = cost(detector, preset)
-            print(f"| {name} | {preset} | {1000 * mine:.1f} | {mine / bare:.2f} | {LIMIT_COST} |", flush=True)
+            print_row(name, preset, f"{1000 * mine:.1f}", f"{mine / bare:.2f}", LIMIT_COST)
     if not options.layouts:
         return
     for preset in options.presets:
@@ -106,8 +107,7 @@ def transfer(detectors: dict[str, WhiteBoxDetector], preset: str, options: argpa
     """Print the matrix of AP50: rows are inverted, columns look."""
     looking = {name: detectors.get(name) or demo(name) for name in LOOKING}
     print(f"\n### {preset}: {options.layouts} layouts\n")
-    print(f"| inverted | {' | '.join(looking)} | others | own mean IoU | clean |")
-    print("|---" * (len(looking) + 4) + "|")
+    print_titles("inverted", *looking, "others", "own mean IoU", "clean")
     for name, detector in detectors.items():
         wanted = layouts(detector, options.layouts)
         pictures = [
@@ -123,13 +123,10 @@ def transfer(detectors: dict[str, WhiteBoxDetector], preset: str, options: argpa
         precision = {other: average_precision(pairs, [0.5]) for other, pairs in seen.items()}
         own = [match_of(layout, found, CONFIDENT) for layout, found in seen[name]]
         others = [value for other, value in precision.items() if other != name]
-        told = " | ".join(f"{value:.2f}" for value in precision.values())
+        told = [f"{value:.2f}" for value in precision.values()]
         overlap = statistics.mean(match.mean_iou for match in own)
         clean = statistics.mean(match.unmatched == 0 for match in own)
-        print(
-            f"| {name} | {told} | **{statistics.mean(others):.2f}** | {overlap:.3f} | {clean:.2f} |",
-            flush=True,
-        )
+        print_row(name, *told, f"**{statistics.mean(others):.2f}**", f"{overlap:.3f}", f"{clean:.2f}")
     print(
         f"\nLimits: own AP50 {LIMIT_AP50}, own mean IoU {LIMIT_IOU}, clean {LIMIT_CLEAN} (share of the "
         f"pictures where no detection above {CONFIDENT} finds nothing), others {LIMIT_TRANSFER} on average."

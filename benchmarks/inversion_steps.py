@@ -23,6 +23,7 @@ from typing import Any
 import httpx
 import service
 from spread import build
+from tables import print_row, print_titles
 
 LIMIT_OVERHEAD, LIMIT_RATIO = 0.05, 1.3
 STEP_SECONDS = 1.0
@@ -139,7 +140,7 @@ def main() -> None:
     parser.add_argument("--explanations", type=int, default=100, help="of each measurement")
     parser.add_argument("--repeats", type=int, default=3, help="of the overhead")
     options = parser.parse_args()
-    rows: list[str] = []
+    rows: list[list[str]] = []
     for workers in WORKERS:
         with tempfile.TemporaryDirectory() as folder:
             scratch = Path(folder)
@@ -155,18 +156,18 @@ def main() -> None:
                 if workers == 1:
                     overhead(target, options.iterations, options.repeats)
                 rows.append(beside(target, workers, options.explanations))
-    print("\n| workers | :explain alone, p50 / p95, ms | beside a job, p50 / p95, ms | p50 | limit |")
-    print("|---|---|---|---|---|")
-    print("\n".join(rows))
+    print()
+    print_titles("workers", ":explain alone, p50 / p95, ms", "beside a job, p50 / p95, ms", "p50", "limit")
+    for row in rows:
+        print_row(*row)
 
 
 def overhead(target: Target, iterations: int, repeats: int) -> None:
     """Print what a job takes beside its iterations."""
-    print(
-        "| iterations | steps | job, s | iterations alone, s | overhead | limit | load | detect | encode | ",
-        end="",
+    print_titles(
+        *("iterations", "steps", "job, s", "iterations alone, s", "overhead", "limit"),
+        *("load", "detect", "encode", "rest of the steps", "between steps"),
     )
-    print("rest of the steps | between steps |\n|---|---|---|---|---|---|---|---|---|---|---|")
     for _ in range(repeats):
         before = [target.worker_seconds(stage) for stage in ("iterate", *STAGES)]
         queued, steps, stepping = target.queued_seconds(), target.steps(), target.step_seconds()
@@ -177,15 +178,18 @@ def overhead(target: Target, iterations: int, repeats: int) -> None:
         alone, *stages = (b - a for a, b in zip(before, after, strict=True))
         stepping = target.step_seconds() - stepping
         parts = [*stages, stepping - alone - sum(stages), took - stepping]
-        shares = " | ".join(f"{part / alone:.1%}" for part in parts)
-        print(
-            f"| {iterations} | {target.steps() - steps:.0f} | {took:.2f} | {alone:.2f} "
-            f"| {took / alone - 1:.1%} | {LIMIT_OVERHEAD:.0%} | {shares} |",
-            flush=True,
+        print_row(
+            iterations,
+            f"{target.steps() - steps:.0f}",
+            f"{took:.2f}",
+            f"{alone:.2f}",
+            f"{took / alone - 1:.1%}",
+            f"{LIMIT_OVERHEAD:.0%}",
+            *(f"{part / alone:.1%}" for part in parts),
         )
 
 
-def beside(target: Target, workers: int, count: int) -> str:
+def beside(target: Target, workers: int, count: int) -> list[str]:
     """Return a row: the latency of explanations without a job and beside one."""
     alone = [target.explain() for _ in range(count)]
     job = target.create(ENDLESS)
@@ -198,10 +202,10 @@ def beside(target: Target, workers: int, count: int) -> str:
     target.cancel(job)
     first, second = (statistics.median(times) for times in (alone, with_job))
     if workers == 1:
-        told = f"+{second - first:.2f} s | +{seconds / max(1, steps):.2f} s, a step"
+        told = [f"+{second - first:.2f} s", f"+{seconds / max(1, steps):.2f} s, a step"]
     else:
-        told = f"{second / first:.2f} times | {LIMIT_RATIO:g} times"
-    return f"| {workers} | {_told(alone)} | {_told(with_job)} | {told} |"
+        told = [f"{second / first:.2f} times", f"{LIMIT_RATIO:g} times"]
+    return [str(workers), _told(alone), _told(with_job), *told]
 
 
 def _told(times: list[float]) -> str:

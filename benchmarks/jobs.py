@@ -17,6 +17,7 @@ from pathlib import Path
 
 import grpc
 import httpx
+from tables import print_row, print_titles
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -33,8 +34,7 @@ PAGE = 1000
 
 def main() -> None:
     """Print the table."""
-    print("| what | ms | limit, ms | share of the limit |")
-    print("|---|---|---|---|")
+    print_titles("what", "ms", "limit, ms", "share of the limit")
     with PlayedTorchServe() as torchserve, tempfile.TemporaryDirectory() as scratch:
         running = Gateway(Path(scratch) / "sqlite", torchserve.url, WHYBOX_DATA=f"{scratch}/data")
         measure(running, f"sqlite:///{scratch}/data/jobs.sqlite", 1000, "SQLite")
@@ -116,7 +116,7 @@ def show(what: str, ask: Callable[[], object]) -> None:
         ask()
         times.append(1e3 * (time.perf_counter() - started))
     ms = statistics.median(times)
-    print(f"| {what} | {ms:.1f} | {LIMIT_MS:g} | {ms / LIMIT_MS:.2f} |", flush=True)
+    print_row(what, f"{ms:.1f}", f"{LIMIT_MS:g}", f"{ms / LIMIT_MS:.2f}")
 
 
 if __name__ == "__main__":

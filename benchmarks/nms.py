@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 import torch
 from PIL import Image
+from tables import print_row, print_titles
 from torchvision.models import detection
 
 from whybox.detectors.base import PostProcessing
@@ -49,8 +50,10 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="*", choices=SIZES, default=list(SIZES))
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
-    print("| detector | input | candidates | with rivals | greedy, s | Soft | Odam | Odam, all | limit |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print_titles(
+        *("detector", "input", "candidates", "with rivals"),
+        *("greedy, s", "Soft", "Odam", "Odam, all", "limit"),
+    )
     for name in options.models:
         for size in options.sizes:
             time_model(name, size)
@@ -88,8 +91,8 @@ def time_model(name: str, size: str) -> None:
     ]
     greedy = statistics.median(r["greedy"] for r in rounds)
     ratios = [statistics.median(r[kind] / r["greedy"] for r in rounds) for kind in ("Soft", "Odam", "all")]
-    written = " | ".join(f"{ratio:.2f}" for ratio in ratios)
-    print(f"| {name} | {size} | {pairs} | {compared} | {greedy:.2f} | {written} | {LIMIT:g} |", flush=True)
+    written = (f"{ratio:.2f}" for ratio in ratios)
+    print_row(name, size, pairs, compared, f"{greedy:.2f}", *written, f"{LIMIT:g}")
 
 
 def threshold_of(engine: Engine, picture: torch.Tensor) -> tuple[float, int, int]:

@@ -21,6 +21,7 @@ import psutil
 import service
 from model_archiver.model_archiver_config import ModelArchiverConfig
 from model_archiver.model_packaging import generate_model_archive
+from tables import print_row, print_titles
 
 from whybox_proto.v1 import explainer_pb2
 from whybox_service.keys import entry_of, new_key
@@ -90,18 +91,14 @@ def cpu_seconds(gateway: psutil.Process, call: service.Call, options: argparse.N
 def report(taken: dict[str, list[float]], rates: dict[str, list[float]], spent: dict[str, float]) -> None:
     """Print the tables."""
     print(f"A worker that does nothing, a JPEG of 200 kB, {os.cpu_count()} cores\n")
-    print(
-        f"| way | median, ms | p90, ms | over bare, ms | {service.CLIENTS} clients, 1/s | gateway's CPU, ms |"
-    )
-    print("|---|---|---|---|---|---|")
+    clients = f"{service.CLIENTS} clients, 1/s"
+    print_titles("way", "median, ms", "p90, ms", "over bare, ms", clients, "gateway's CPU, ms")
     for name, seconds in taken.items():
         deciles = statistics.quantiles(seconds, n=10)
         added = statistics.median(ours - bare for ours, bare in zip(seconds, taken[BARE], strict=True))
         cpu = f"{spent[name] * 1e3:.2f}" if name in spent else ""
-        print(
-            f"| {name} | {deciles[4] * 1e3:.2f} | {deciles[8] * 1e3:.2f} | {added * 1e3:+.2f} "
-            f"| {statistics.median(rates[name]):.0f} | {cpu} |"
-        )
+        ms = (f"{1e3 * each:.2f}" for each in (deciles[4], deciles[8]))
+        print_row(name, *ms, f"{added * 1e3:+.2f}", f"{statistics.median(rates[name]):.0f}", cpu)
     print(f"\nLimit: {LIMIT_ADDED_MS:g} ms added to bare TorchServe.\n")
     metrics = metrics_seconds()
     for transport in ("REST", "gRPC"):

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from pytorch_grad_cam import GradCAM, GradCAMPlusPlus
 from pytorch_grad_cam.utils.model_targets import FasterRCNNBoxScoreTarget
+from tables import print_row, print_titles
 from torch import Tensor, nn
 from torchvision.models import detection
 from tqdm import tqdm
@@ -180,13 +181,12 @@ def main() -> None:
         f"\nFaster R-CNN R50-FPN, {height}x{width}, torch {torch.__version__}, "
         f"{torch.get_num_threads()} threads, median of {options.repeats}\n"
     )
-    print("| method | by | maps a call | ms a map | whybox is faster by |")
-    print("|---|---|---|---|---|")
+    print_titles("method", "by", "maps a call", "ms a map", "whybox is faster by")
     ours: dict[str, float] = {}
     for method, by, maps, seconds in timed:
         own = ours.setdefault(method, seconds / maps)
         factor = "" if by.startswith("whybox") else f"{seconds / maps / own:.1f}×"
-        print(f"| {method} | {by} | {maps} | {1000 * seconds / maps:.0f} | {factor} |")
+        print_row(method, by, maps, f"{1000 * seconds / maps:.0f}", factor)
 
 
 def measure(call: Callable[[], int], repeats: int) -> tuple[int, float]:

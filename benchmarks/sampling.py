@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tables import print_row, print_titles
 from torch import Tensor
 from torchvision.models import detection
 
@@ -58,10 +59,10 @@ def main() -> None:
     options = parser.parse_args()
     name = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, {options.device}, {name}\n")
-    print(
-        "| detector | method | hidden in | masks a round | batch | masks/s | bare passes/s | ratio | limit |"
+    print_titles(
+        *("detector", "method", "hidden in", "masks a round", "batch"),
+        *("masks/s", "bare passes/s", "ratio", "limit"),
     )
-    print("|---|---|---|---|---|---|---|---|---|")
     for title, detector, picture in subjects(options.device):
         for method, layer in (
             ("d_rise", "image"),
@@ -122,8 +123,8 @@ def report(
                 times.append(taken)
     rate, bare_rate = (plan.round_samples / statistics.median(times) for times in seconds)
     limit = f"{LIMIT:g}" if layer in ("", IMAGE) else ""
-    print(f"| {title} | {name} | {layer or 'image'} | {plan.round_samples} | {max(sizes)} ", end="")
-    print(f"| {rate:.1f} | {bare_rate:.1f} | {rate / bare_rate:.2f} | {limit} |", flush=True)
+    rates = f"{rate:.1f}", f"{bare_rate:.1f}", f"{rate / bare_rate:.2f}"
+    print_row(title, name, layer or "image", plan.round_samples, max(sizes), *rates, limit)
 
 
 def recorded(detector: WhiteBoxDetector, work: Callable[[], object]) -> list[Batch]:

@@ -35,6 +35,7 @@ from urllib.parse import urlsplit
 import grpc
 import httpx
 from grpc_status import rpc_status
+from tables import print_row, print_titles
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -307,21 +308,21 @@ def growth(moments: list[Moment], key: tuple[str, int], warm: int) -> float:
 def report(moments: list[Moment], ends: Counter[tuple[str, str]]) -> None:
     """Print the tables."""
     print(f"{sum(ends.values())} requests in {len(moments)} rounds, {CLIENTS} clients\n")
-    print("| request | came to | times |\n|---|---|---|")
+    print_titles("request", "came to", "times")
     for (name, end), count in sorted(ends.items()):
-        print(f"| {name} | {end} | {count} |")
+        print_row(name, end, count)
     warm = len(moments) * WARM_UP_ROUNDS // ROUNDS
     rounds = sorted({warm, (warm + len(moments)) // 2, len(moments) - 1})
-    titles = " | ".join(f"round {number + 1}" for number in rounds)
-    print(f"\n| memory (MiB), file descriptors, threads | {titles} | growth of memory |")
-    print("|---" * (len(rounds) + 2) + "|")
+    titles = (f"round {number + 1}" for number in rounds)
+    print()
+    print_titles("memory (MiB), file descriptors, threads", *titles, "growth of memory")
     for key in sorted(moments[warm].processes):
         seen = [moments[number].processes.get(key) for number in rounds]
         cells = [
             f"{sample.memory / 2**20:.1f}, {sample.descriptors}, {sample.threads}" if sample else "gone"
             for sample in seen
         ]
-        print(f"| {key[0]} | {' | '.join(cells)} | {growth(moments, key, warm):+.1%} |")
+        print_row(key[0], *cells, f"{growth(moments, key, warm):+.1%}")
     print("\nMemory after each round, MiB:")
     for key in sorted(moments[-1].processes):
         curve = [moment.processes[key].memory for moment in moments if key in moment.processes]

@@ -23,6 +23,7 @@ from typing import Any
 
 import service
 import yaml
+from tables import print_row, print_titles
 
 WORKERS = (1, 2)
 
@@ -120,9 +121,9 @@ def main() -> None:
     medians: dict[int, float] = {}
     digests: set[str] = set()
     print(f"{options.model}, {options.method}, {options.samples} samples\n")
-    print(
-        "| workers | explanation, s | :detect alone, ms | explanation beside :detect, s "
-        "| :detect beside it: median, ms | longest, ms |\n|---|---|---|---|---|---|"
+    print_titles(
+        *("workers", "explanation, s", ":detect alone, ms", "explanation beside :detect, s"),
+        *(":detect beside it: median, ms", "longest, ms"),
     )
     for workers in WORKERS:
         with tempfile.TemporaryDirectory() as scratch:
@@ -133,8 +134,7 @@ def main() -> None:
         digests.add(run.maps)
         milliseconds = [statistics.median(alone), statistics.median(run.detections), max(run.detections)]
         before, median, longest = (f"{1e3 * seconds:.0f}" for seconds in milliseconds)
-        explained = f"{medians[workers]:.2f} | {before} | {run.seconds:.2f}"
-        print(f"| {workers} | {explained} | {median} | {longest} |", flush=True)
+        print_row(workers, f"{medians[workers]:.2f}", before, f"{run.seconds:.2f}", median, longest)
         assert run.samples == options.samples
     print(f"\ntwo workers are {medians[1] / medians[2]:.2f} times as fast as one")
     print("the maps are the same, bit for bit" if len(digests) == 1 else "THE MAPS DIFFER")

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 
+from tables import print_row, print_titles
+
 LIMIT_S = 0.15
 REPEATS = 9
 
@@ -23,9 +25,8 @@ def main() -> None:
         bare.append(run("pass"))
         imported.append(run("import whybox_client"))
     seconds = statistics.median(imported) - statistics.median(bare)
-    print("| what | seconds | limit | share of the limit |")
-    print("|---|---|---|---|")
-    print(f"| import whybox_client | {seconds:.3f} | {LIMIT_S:g} | {seconds / LIMIT_S:.2f} |")
+    print_titles("what", "seconds", "limit", "share of the limit")
+    print_row("import whybox_client", f"{seconds:.3f}", f"{LIMIT_S:g}", f"{seconds / LIMIT_S:.2f}")
 
 
 def run(code: str) -> float:
