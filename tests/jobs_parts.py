@@ -38,12 +38,13 @@ class PlayedTorchServe:
 
     Attributes:
         mode: `well`; `overloaded`; `gone`: connections are dropped; `lost`: the worker dies with the request;
-            `unloaded`: the model is not there; `hold`: advances wait until the mode is another.
+            `broken`: all of TorchServe ends with the request, and comes back; `unloaded`: the model is not
+            there; `hold`: advances wait until the mode is another.
         versions: of the model; the first is its default one.
         workers: how many it tells of.
         steps: the advances that were asked for, by request id.
         asked: the versions that they were asked of.
-        died: advances that killed a worker.
+        died: advances that killed a worker, or all of TorchServe.
         at_once, most_at_once: advances being worked on, and the most there have been.
         seen: models asked in detect requests.
     """
@@ -98,7 +99,11 @@ class PlayedTorchServe:
         if self.mode == "gone":
             exchange.close_connection = True
             return
-        status, answer = self._answered(exchange.path.partition("?")[0], body)
+        try:
+            status, answer = self._answered(exchange.path.partition("?")[0], body)
+        except ConnectionAbortedError:
+            exchange.close_connection = True
+            return
         with contextlib.suppress(OSError):
             exchange.send_response(status)
             exchange.send_header("Content-Length", str(len(answer)))
@@ -130,6 +135,9 @@ class PlayedTorchServe:
         if self.mode == "lost":
             self.died += 1
             return 500, b'{"code": 500, "type": "InternalServerException", "message": "Worker died."}'
+        if self.mode == "broken":
+            self.died += 1
+            raise ConnectionAbortedError
         with self._lock:
             self.steps.append(request.request_id)
             self.asked.append(version)

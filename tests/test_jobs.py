@@ -38,8 +38,8 @@ from jobs_parts import (
 from picture_files import RGB, saved
 from whybox_proto.v1 import explainer_pb2
 from whybox_proto.v1.types_pb2 import Layout
+from whybox_service.jobs.losses import LOST_LIMIT
 from whybox_service.jobs.starting import bounded
-from whybox_service.jobs.steps import LOST_LIMIT
 
 LONG = {"iterations": 5000, "pause": 0.005}
 SHORT = {"iterations": 12, "pause": 0.0}
@@ -670,6 +670,21 @@ class TestFaults:
             torchserve.mode = "lost"
             job = running.wait(running.create(SHORT)["name"])
             assert (job["state"], job["error"]["type"]) == ("failed", "backend_unavailable")
+            assert torchserve.died == LOST_LIMIT
+            torchserve.mode = "well"
+            check_whole(running.wait(running.create(SHORT)["name"]))
+
+    def test_a_step_that_ends_torchserve_is_given_up(
+        self, torchserve: PlayedTorchServe, tmp_path: Path
+    ) -> None:
+        prelude = (
+            "import whybox_service.jobs.steps as s; s.FIRST_PAUSE_SECONDS = s.LONGEST_PAUSE_SECONDS = 0.1"
+        )
+        with gateway(tmp_path, torchserve.url, prelude=prelude) as running:
+            torchserve.mode = "broken"
+            job = running.wait(running.create(SHORT)["name"])
+            assert (job["state"], job["error"]["type"]) == ("failed", "backend_unavailable")
+            assert f"TorchServe ended {LOST_LIMIT} times" in job["error"]["message"]
             assert torchserve.died == LOST_LIMIT
             torchserve.mode = "well"
             check_whole(running.wait(running.create(SHORT)["name"]))

@@ -26,7 +26,8 @@ from whybox_service.calls import Call
 from whybox_service.jobs import steps as steps_module
 from whybox_service.jobs.artifacts import Artifacts, Folder
 from whybox_service.jobs.database import engine_for
-from whybox_service.jobs.steps import ALLOWANCE_SECONDS, LOST_LIMIT, Steps, StoppingError
+from whybox_service.jobs.losses import LOST_LIMIT, Losses
+from whybox_service.jobs.steps import ALLOWANCE_SECONDS, Steps, StoppingError
 from whybox_service.jobs.store import New, Store
 from whybox_service.metrics import Metrics
 from whybox_service.settings import Settings
@@ -43,6 +44,8 @@ class PlayedAsking:
         workers: how many are ready.
         versions: that the model has; the first is its default one.
         errors: raised in turn by the next questions.
+        away: so often a lost TorchServe is looked for in vain.
+        late: told of the next question, when that has been given up.
         hold: while it is set, answers wait.
         calls: of the questions that were asked, with their version and whether another worker may be asked.
         at_once, most_at_once: questions in hand, and the most there have been.
@@ -51,6 +54,8 @@ class PlayedAsking:
     workers: int = 1
     versions: list[str] = field(default_factory=lambda: ["1.0"])
     errors: list[ContractError] = field(default_factory=list)
+    away: int = 0
+    late: WorkerLostError | None = None
     hold: bool = False
     calls: list[tuple[Call, str, bool]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -65,6 +70,10 @@ class PlayedAsking:
             raise ContractError("unknown_model", "no such version", field="model_version", got=version)
         return types_pb2.Model(name=model, version=version or self.versions[0])
 
+    async def is_back(self, _model: types_pb2.Model, _call: Call, _seconds: float) -> bool:
+        self.away -= 1
+        return self.away < 0
+
     async def ask(
         self,
         model: types_pb2.Model,
@@ -73,10 +82,13 @@ class PlayedAsking:
         *,
         admitted: bool,
         again: bool,
+        lost: Callable[[WorkerLostError], None],
     ) -> Asked:
         assert admitted
         self.calls.append((call, model.version, again))
         self.seconds.append(call.deadline.remaining())
+        if self.late is not None:
+            lost(self.late)
         if self.errors:
             raise self.errors.pop(0)
         self.at_once += 1
@@ -147,8 +159,8 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
         made.close()
 
 
-def lost(*, died: bool) -> WorkerLostError:
-    return WorkerLostError("the worker failed: Worker died.", died=died)
+def lost(*, died: bool = False, broken: bool = False) -> WorkerLostError:
+    return WorkerLostError("the worker failed: Worker died.", died=died, broken=broken)
 
 
 class TestCalls:
@@ -241,6 +253,46 @@ class TestLostWorkers:
         assert bench.steps.advance(bench.make(), 1)["state"] == "running"
         assert len(bench.asking.calls) == 3 * LOST_LIMIT + 1
 
+    def test_a_step_that_ends_torchserve_does_so_only_a_few_times(self, bench: Bench) -> None:
+        bench.asking.errors = [lost(broken=True) for _ in range(3 * LOST_LIMIT)]
+        outcome = bench.steps.advance(bench.make(), 1)
+        assert (outcome["state"], outcome["error"]["type"]) == ("failed", "backend_unavailable")
+        assert f"TorchServe ended {LOST_LIMIT} times while they had step 1" in outcome["error"]["message"]
+        assert len(bench.asking.calls) == LOST_LIMIT
+
+    def test_restarts_of_torchserve_cost_no_job(self, bench: Bench) -> None:
+        """Each breaks one call off; those before it is back meet nobody."""
+        bench.asking.errors = [lost(broken=True) for _ in range(LOST_LIMIT - 1)]
+        bench.asking.away = 3 * LOST_LIMIT
+        assert bench.steps.advance(bench.make(), 1)["state"] == "running"
+        assert len(bench.asking.calls) == LOST_LIMIT
+
+    def test_a_step_that_hangs_ends_its_worker_when_nobody_waits_any_more(self, bench: Bench) -> None:
+        bench.asking.late = lost(died=True)
+        bench.asking.errors = [ContractError("deadline_exceeded", "late") for _ in range(3 * LOST_LIMIT)]
+        outcome = bench.steps.advance(bench.make(), 1)
+        assert outcome["state"] == "failed"
+        assert f"{LOST_LIMIT} workers ended" in outcome["error"]["message"]
+        assert len(bench.asking.calls) == LOST_LIMIT
+
+    def test_tries_that_come_late_are_no_death(self, bench: Bench) -> None:
+        """They may have waited behind others."""
+        bench.asking.errors = [ContractError("deadline_exceeded", "late") for _ in range(3 * LOST_LIMIT)]
+        assert bench.steps.advance(bench.make(), 1)["state"] == "running"
+
+    def test_one_end_that_breaks_several_tries_off_counts_once(self) -> None:
+        losses = Losses()
+        for _ in range(2 * LOST_LIMIT):
+            losses.late(lost(broken=True))
+        losses.count(lost(broken=True))
+        losses.count(lost())
+        assert losses.away
+        assert not losses.too_many
+        for _ in range(LOST_LIMIT - 1):
+            losses.is_back()
+            losses.count(lost(broken=True))
+        assert losses.too_many
+
 
 class TestTurns:
     @pytest.mark.parametrize(("workers", "most"), [(1, 1), (2, 1), (3, 1), (4, 2), (8, 4)])
@@ -286,6 +338,20 @@ class TestTurns:
         assert running.result(PATIENCE_SECONDS)["state"] == "running"
         assert queued.result(PATIENCE_SECONDS)["state"] == "gone"
         assert [call.request_id for call, _, _ in bench.asking.calls] == [f"{first}-1"]
+
+    def test_a_step_that_breaks_beside_its_call_gives_it_up(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = bench.make()
+        bench.asking.hold = True
+
+        def fail(*_: Any) -> None:
+            eventually(lambda: bench.asking.at_once == 1)
+            raise RuntimeError("broken")
+
+        monkeypatch.setattr(bench.artifacts, "drop_step", fail)
+        assert bench.steps.advance(job, 1)["error"]["type"] == "internal"
+        eventually(lambda: bench.asking.at_once == 0)
 
     def test_what_waits_when_the_process_ends_is_left_to_the_next(self, bench: Bench) -> None:
         first, second = bench.make(), bench.make()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from whybox_proto.errors import ContractError
@@ -74,6 +74,10 @@ class Asking:
         """Return how many workers of a model could work at one time at the last look; at least 1."""
         return self._catalogue.ready_workers(model.name, model.version)
 
+    async def is_back(self, model: types_pb2.Model, call: Call, seconds: float) -> bool:
+        """Look for a model that was lost, for so long at most; return whether it can answer again."""
+        return await self._catalogue.recovered(model, call.deadline, seconds)
+
     def check_room(self, model: str) -> None:
         """Refuse early, before the costly reading of a body, what a model's default version would refuse.
 
@@ -95,6 +99,7 @@ class Asking:
         *,
         admitted: bool = False,
         again: bool = True,
+        lost: Callable[[WorkerLostError], None] = lambda _: None,
     ) -> Asked:
         """Have a worker answer; where it is lost on the way, ask another one once, as soon as there is one.
 
@@ -103,7 +108,8 @@ class Asking:
             question: what is asked; the rest that a worker must know of the request is added.
             call: the request that it is for.
             admitted: it is a further part of a request that was let in, and is not refused for want of room.
-            again: whether another worker is asked; else that is for the caller to do.
+            again: whether it is asked a second time; else that is for the caller to do.
+            lost: called where the worker was lost when nobody waited for its answer any more.
 
         Raises:
             WorkerLostError: where the worker was lost, and no other is asked.
@@ -115,12 +121,12 @@ class Asking:
         lane.resize(BATCHES_IN_HAND * self._catalogue.slots(model.name, model.version))
         started = time.perf_counter()
         try:
-            reply = await self._once(model, question, call, lane, admitted)
+            reply = await self._once(model, question, call, lane, admitted, again, lost)
         except WorkerLostError as error:
             if not again or not await self._catalogue.recovered(model, call.deadline, self._recovery_seconds):
                 raise self._catalogue.judge(error, model) from None
             log.info("asking again, since a worker of %s was lost", model.name)
-            reply = await self._once(model, question, call, lane, admitted)
+            reply = await self._once(model, question, call, lane, admitted, again, lost)
         return Asked(reply, started, time.perf_counter())
 
     async def _once(
@@ -130,6 +136,8 @@ class Asking:
         call: Call,
         lane: Lane,
         admitted: bool,
+        again: bool,
+        lost: Callable[[WorkerLostError], None],
     ) -> worker_pb2.WorkerReply:
         try:
             await lane.enter(call.deadline, admitted=admitted)
@@ -140,7 +148,9 @@ class Asking:
         try:
             with self._tracing.call(question.WhichOneof("operation") or "", model.name) as parent:
                 question.traceparent = parent
-                return await self._backend.ask(model.name, model.version, question, call.deadline, lane.leave)
+                return await self._backend.ask(
+                    *(model.name, model.version, question, call.deadline, lane.leave, lost), again=again
+                )
         except WorkerLostError as error:
             self._metrics.backend_error(model.name, error.type)
             raise

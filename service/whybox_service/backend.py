@@ -14,8 +14,9 @@ import asyncio
 import json
 import uuid
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -44,11 +45,14 @@ class WorkerLostError(ContractError):
 
     Attributes:
         died: whether the worker itself ended, perhaps of the request; else it was the way to it that broke.
+        broken: whether that happened when TorchServe had the request, of which all of it may have ended; else
+            TorchServe was not there to take it.
     """
 
-    def __init__(self, message: str, *, died: bool = False) -> None:
+    def __init__(self, message: str, *, died: bool = False, broken: bool = False) -> None:
         super().__init__("backend_unavailable", message)
         self.died = died
+        self.broken = broken
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,9 @@ class Backend:
         request: worker_pb2.WorkerRequest,
         deadline: Deadline,
         ended: Callable[[], None] = lambda: None,
+        lost: Callable[[WorkerLostError], None] = lambda _: None,
+        *,
+        again: bool = True,
     ) -> worker_pb2.WorkerReply:
         """Have a worker answer; an error that it answers in-band is raised.
 
@@ -121,13 +128,18 @@ class Backend:
             request: what is asked; gets its call id here.
             deadline: when to stop waiting.
             ended: called once the call has ended, which may be long after the deadline.
+            lost: called where the worker was lost when nobody waited for its answer any more.
+            again: send it a second time over a connection that breaks: it may have been an old one.
 
         Raises:
             WorkerLostError: where the same request may succeed with another worker.
             ContractError: from the worker, or for what else happened on the way to it.
         """
         due = deadline.at + self._stall_seconds
-        return await self._await(model, version, request, deadline, ended, due, LINGER_SECONDS)
+        call = partial(
+            self._call, model, version, request, due, Deadline(deadline.at + LINGER_SECONDS), again
+        )
+        return await self._await(call, request, deadline, ended, lost)
 
     def silent_for(self, model: str, version: str) -> float:
         """Seconds for which a model's workers owe an answer and have been silent; 0 where all is well."""
@@ -145,25 +157,24 @@ class Backend:
         try:
             # Nothing of ours stands before a probe, so its answer is due sooner than that to a request.
             deadline = Deadline.after(self._probe_seconds)
-            end = PROBE_LINGER_SECONDS
-            await self._await(model, version, request, deadline, lambda: None, deadline.at, end)
+            end = Deadline(deadline.at + PROBE_LINGER_SECONDS)
+            await self._await(
+                partial(self._call, model, version, request, deadline.at, end), request, deadline
+            )
         except ContractError:
             return
 
     async def _await(
         self,
-        model: str,
-        version: str,
+        make: Callable[[], Coroutine[Any, Any, worker_pb2.WorkerReply]],
         request: worker_pb2.WorkerRequest,
         deadline: Deadline,
-        ended: Callable[[], None],
-        due: float,
-        linger: float,
+        ended: Callable[[], None] = lambda: None,
+        lost: Callable[[WorkerLostError], None] = lambda _: None,
     ) -> worker_pb2.WorkerReply:
-        """Wait for a call's answer until the deadline; the call itself goes on until it has ended."""
+        """Make a call and wait for its answer until the deadline; it goes on until it has ended."""
         request.call_id = uuid.uuid4().hex
-        end = Deadline(deadline.at + linger)
-        call = asyncio.create_task(self._call(model, version, request, due, end))
+        call = asyncio.create_task(make())
         self._calls.add(call)
         told = False
 
@@ -171,9 +182,11 @@ class Backend:
             self._calls.discard(call)
             ended()
             if not call.cancelled():
-                call.exception()  # seen, whether or not somebody still waits
+                error = call.exception()  # seen, whether or not somebody still waits
                 if told:
                     self._departures.forget(request.call_id)
+                    if isinstance(error, WorkerLostError):
+                        lost(error)
 
         call.add_done_callback(settle)
         try:
@@ -188,7 +201,13 @@ class Backend:
             raise
 
     async def _call(
-        self, model: str, version: str, request: worker_pb2.WorkerRequest, due: float, end: Deadline
+        self,
+        model: str,
+        version: str,
+        request: worker_pb2.WorkerRequest,
+        due: float,
+        end: Deadline,
+        again: bool = True,
     ) -> worker_pb2.WorkerReply:
         """Make a call; an answer is due at one moment, and no longer waited for after another."""
         pulse = self._pulses[model, version]
@@ -198,7 +217,8 @@ class Backend:
         heard = False
         try:
             url = f"{self._inference_url}/predictions/{_path(model, version)}"
-            status, body = await _send(self._inference, "POST", url, end, request.SerializeToString())
+            body = request.SerializeToString()
+            status, body = await _send(self._inference, "POST", url, end, body, again=again)
             # What a handler raises is a sign of life too.
             heard = status == 200 or (status == 503 and _kind(body) == "InternalServerException")
         finally:
@@ -275,17 +295,22 @@ def _path(model: str, version: str) -> str:
 
 
 async def _send(
-    pool: httpcore.AsyncConnectionPool, verb: str, url: str, deadline: Deadline, body: bytes = b""
+    pool: httpcore.AsyncConnectionPool,
+    verb: str,
+    url: str,
+    deadline: Deadline,
+    body: bytes = b"",
+    *,
+    again: bool = True,
 ) -> tuple[int, bytes]:
     try:
         return await _attempt(pool, verb, url, deadline, body)
     except httpcore.ConnectError:
         raise _unreachable() from None
     except (httpcore.NetworkError, httpcore.RemoteProtocolError):
-        try:
-            return await _attempt(pool, verb, url, deadline, body)
-        except (httpcore.NetworkError, httpcore.RemoteProtocolError):
-            raise _unreachable() from None
+        if again:
+            return await _send(pool, verb, url, deadline, body, again=False)
+        raise _broken() from None
 
 
 async def _attempt(
@@ -297,7 +322,11 @@ async def _attempt(
 
 
 def _unreachable() -> ContractError:
-    return WorkerLostError("TorchServe cannot be reached or broke off its answer")
+    return WorkerLostError("TorchServe cannot be reached")
+
+
+def _broken() -> ContractError:
+    return WorkerLostError("TorchServe broke off its answer", broken=True)
 
 
 def _told(body: bytes) -> tuple[str, str]:

@@ -3,6 +3,7 @@
     inversions.py   what can be asked of jobs; all that the rest of the gateway sees
     runner.py       DBOS: one workflow a job, one durable step after the other
     steps.py        what one step does: state in, a worker's answer, state out
+    losses.py       the workers, and the whole of TorchServe, that a step has cost
     absences.py     since when a model or version of it is not there
     turns.py        which step goes to the workers next, so that others find one free
     starting.py     the picture that a job starts from

@@ -28,6 +28,7 @@ from whybox_service.backend import WorkerLostError
 from whybox_service.calls import Call, Deadline
 from whybox_service.jobs.absences import Absences
 from whybox_service.jobs.artifacts import Artifacts
+from whybox_service.jobs.losses import Losses
 from whybox_service.jobs.store import Record, Store, name_of
 from whybox_service.jobs.turns import Turns
 from whybox_service.metrics import Metrics
@@ -37,8 +38,8 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
-# Workers that one step may kill while they have it; then it is given up.
-LOST_LIMIT = 5
+# A TorchServe that was lost with a step is looked for so long at a time before it gets the step again.
+BACK_SECONDS = 5.0
 # A model, or a version of it, that is not there may be on its way, while TorchServe starts.
 UNKNOWN_MODEL_SECONDS = 120.0
 # How long it is remembered since when one was not there; longer than any pause between two looks.
@@ -203,17 +204,18 @@ class Steps:
             What the worker answered; None where the job has ended meanwhile, or is no more.
         """
         began = time.monotonic()
-        pause, lost, told = FIRST_PAUSE_SECONDS, 0, ""
+        pause, losses, told = FIRST_PAUSE_SECONDS, Losses(), ""
         while True:
             try:
                 # Of the step before, DBOS has a record, so none begins any more with the state before that.
-                asked = self._wait_for(self._ask(record, step), partial(self._drop, record.id, step - 2))
+                drop = partial(self._drop, record.id, step - 2)
+                asked = self._wait_for(self._ask(record, step, losses), drop)
             except ContractError as error:
-                lost += isinstance(error, WorkerLostError) and error.died
+                losses.count(error)
                 waited = time.monotonic() - began
-                if lost >= LOST_LIMIT:
+                if lost := losses.too_many:
                     raise ContractError(
-                        error.type, f"{lost} workers ended while they had step {step}: {error.message}"
+                        "backend_unavailable", f"{lost} while they had step {step}: {error.message}"
                     ) from error
                 if not self._may_pass(error, record):
                     if error.type == "unknown_model" and error.field == "model_version":
@@ -244,7 +246,7 @@ class Steps:
         self._absences.end(record.model, record.pinned)
         return error.row.retryable
 
-    async def _ask(self, record: Record, step: int) -> Asked | None:
+    async def _ask(self, record: Record, step: int, losses: Losses) -> Asked | None:
         """Ask a worker once, when it is the step's turn; None where the job has ended meanwhile.
 
         The state is read when the turn has come: steps that wait hold none in memory.
@@ -253,13 +255,20 @@ class Steps:
         described = await self._asking.description(
             record.model, record.pinned, Call(name, Deadline.after(self._call_seconds))
         )
+        if losses.away:
+            look = Call(name, Deadline.after(self._call_seconds))
+            if not await self._asking.is_back(described, look, BACK_SECONDS):
+                raise WorkerLostError("TorchServe has not come back yet")
+            losses.is_back()
         async with self._turns.turn(described, Deadline.after(self._patience)):
             self._check_stopping()
             if not await asyncio.to_thread(self._runs, record.id):
                 return None
             question = await asyncio.to_thread(self._question, record, step)
             call = Call(name, Deadline.after(self._call_seconds))
-            return await self._asking.ask(described, question, call, admitted=True, again=False)
+            return await self._asking.ask(
+                described, question, call, admitted=True, again=False, lost=losses.late
+            )
 
     def _question(self, record: Record, step: int) -> worker_pb2.WorkerRequest:
         """Make what a worker is asked, in place: a state has tens of megabytes, and each copy counts."""
@@ -285,6 +294,7 @@ class Steps:
         except concurrent.futures.CancelledError:
             raise StoppingError from None
         finally:
+            call.cancel()  # does nothing to one that has ended
             self._calls.discard(call)
 
     def _count(self, record: Record, step: int, asked: Asked, seconds: float) -> None:
