@@ -83,6 +83,28 @@ class TestStore:
         assert found.id == "2" * 32
         assert store.by_key("c", "b:c") is None
 
+    def test_keys_of_before_they_had_callers_are_found(self, engine: sa.Engine, store: Store) -> None:
+        def made(job: str, caller: str, key: str) -> str:
+            request = explainer_pb2.CreateInversionRequest(model="m", idempotency_key=key)
+            return store.create(New(job * 32, request, b"digest", "1.0", caller), 100).id
+
+        def found(caller: str, key: str) -> str | None:
+            record = store.by_key(caller, key)
+            return None if record is None else record.id
+
+        old = made("1", "", "nightly")
+        with engine.begin() as connection:
+            connection.execute(
+                sa.text("UPDATE whybox_inversions SET idempotency_key = 'nightly', model_version = NULL")
+            )
+        assert found("", "nightly") == found("ann", "nightly") == old
+        assert found("", "another") is None
+        new = made("2", "ann", "nightly")  # had it been looked for before, it would not have been made
+        assert found("ann", "nightly") == new
+        assert found("ben", "nightly") == old
+        # What is kept of a caller's key is no older key.
+        assert found("", "ann:nightly") is None
+
 
 class TestUnsynced:
     def test_it_is_a_transaction(self, engine: sa.Engine, store: Store) -> None:

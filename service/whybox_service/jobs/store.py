@@ -233,11 +233,16 @@ class Store:
             raise
 
     def by_key(self, caller: str, key: str) -> Record | None:
-        """Return the job that an idempotency key of a caller belongs to."""
-        query = sa.select(*_WHOLE).where(_C.idempotency_key == _scoped(caller, key))
+        """Return the job that an idempotency key of a caller belongs to.
+
+        Jobs of before the keys were each caller's own have theirs without a caller, as they have no version:
+        they are found by all who have the key, as they were then, unless a caller has used it since.
+        """
+        own, older = _C.idempotency_key == _scoped(caller, key), _C.idempotency_key == key
+        query = sa.select(*_WHOLE).where(sa.or_(own, sa.and_(older, _C.model_version.is_(None))))
         with self._engine.connect() as connection:
-            row = connection.execute(query).one_or_none()
-        return None if row is None else _record(row)
+            rows = connection.execute(query.order_by(_C.created.desc())).all()
+        return _record(rows[0]) if rows else None
 
     def get(self, job: str) -> Record | None:
         """Return a job; None where there is none."""
