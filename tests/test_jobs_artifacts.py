@@ -152,7 +152,84 @@ class TestFaults:
         assert artifacts.state(JOB, 1) == b"first"
 
 
+class TestStorages:
+    """What stands behind a URL, and its package, have ways of their own."""
+
+    class OddError(Exception):
+        """As no OSError is."""
+
+    @pytest.fixture
+    def files(self) -> Iterator[Remote]:
+        made = Remote("memory://whybox")
+        yield made
+        with contextlib.suppress(FileNotFoundError):
+            made._fs.rm("/whybox", recursive=True)
+
+    def test_their_errors_are_errors_of_storage(self, files: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: Any, **__: Any) -> None:
+            raise self.OddError("no credentials")
+
+        for name in ("exists", "pipe_file", "cat_file", "ls", "rm", "rm_file"):
+            monkeypatch.setattr(files._fs, name, fail)
+        for act in (
+            lambda: files.write(JOB, "start", [b""], once=False),
+            lambda: files.write(JOB, "start", [b""], once=True),
+            lambda: files.read(JOB, "start"),
+            lambda: files.names(JOB),
+            files.jobs,
+            lambda: files.delete(JOB, "start"),
+            lambda: files.remove(JOB),
+        ):
+            with pytest.raises(OSError, match="OddError: no credentials"):
+                act()
+
+    def test_what_is_not_there_is_told_apart(self, files: Remote) -> None:
+        with pytest.raises(FileNotFoundError):
+            files.read(JOB, "start")
+
+    @pytest.mark.parametrize(
+        "error", [TypeError("mode"), NotImplementedError(), OSError(errno.ENOSYS, "not implemented")]
+    )
+    def test_one_that_cannot_create_writes(
+        self, files: Remote, monkeypatch: pytest.MonkeyPatch, error: Exception
+    ) -> None:
+        self.refuse(files, monkeypatch, error)
+        files.write(JOB, "start", [b"body"], once=True)
+        assert files.read(JOB, "start") == b"body"
+
+    def test_one_that_says_that_it_is_there_in_other_words(
+        self, files: Remote, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        files.write(JOB, "start", [b"first"], once=True)
+        looks = iter([False, True])
+        monkeypatch.setattr(files._fs, "exists", lambda _: next(looks))
+        self.refuse(files, monkeypatch, OSError(errno.EINVAL, "precondition failed"))
+        files.write(JOB, "start", [b"second"], once=True)
+        assert files.read(JOB, "start") == b"first"
+
+    def test_one_that_fails_fails(self, files: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.refuse(files, monkeypatch, OSError(errno.EIO, "gone"))
+        with pytest.raises(OSError, match="gone"):
+            files.write(JOB, "start", [b"body"], once=True)
+        assert files.names(JOB) == []
+
+    def refuse(self, files: Remote, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+        """Have the storage refuse to create, and nothing else."""
+        pipe = files._fs.pipe_file
+
+        def piped(path: str, body: bytes, **asked: Any) -> None:
+            if asked:
+                raise error
+            pipe(path, body)
+
+        monkeypatch.setattr(files._fs, "pipe_file", piped)
+
+
 class TestOwner:
+    @pytest.fixture(autouse=True)
+    def in_no_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Remote, "settle_seconds", 0.0)
+
     def test_one_database_has_them(self, artifacts: Artifacts, files: Files) -> None:
         place = artifacts.claim("1" * 32)
         artifacts.keep_start(JOB, b"start")
@@ -161,6 +238,61 @@ class TestOwner:
             artifacts.claim("2" * 32)
         assert artifacts.jobs() == [JOB]
         assert files.names(JOB) == ["start"]
+
+    @pytest.mark.parametrize("exclusive", [True, False])
+    def test_of_two_that_come_at_one_time_one_has_them(
+        self, files: Files, monkeypatch: pytest.MonkeyPatch, exclusive: bool
+    ) -> None:
+        """The second one looks before the first has written, and writes after it."""
+        blind, outcomes = False, {}
+        read = files.read
+
+        def claim(database: str) -> None:
+            try:
+                outcomes[database] = Artifacts(files).claim(database) != ""
+            except ConflictError:
+                outcomes[database] = False
+
+        def blindly(job: str, *asked: Any) -> bytes:
+            if blind:
+                raise FileNotFoundError(job)
+            return read(job, *asked)
+
+        def meanwhile(_seconds: float) -> None:
+            nonlocal blind
+            first, blind = not blind, not blind
+            if first and not outcomes:
+                claim("2" * 32)
+
+        monkeypatch.setattr(files, "read", blindly)
+        monkeypatch.setattr("whybox_service.jobs.artifacts.time.sleep", meanwhile)
+        if isinstance(files, Remote):
+            exists, pipe = files._fs.exists, files._fs.pipe_file
+            monkeypatch.setattr(files._fs, "exists", lambda path: not blind and exists(path))
+
+            def piped(path: str, body: bytes, mode: str = "overwrite") -> None:
+                if exclusive and mode == "create" and exists(path):
+                    raise FileExistsError(path)
+                pipe(path, body)
+
+            monkeypatch.setattr(files._fs, "pipe_file", piped)
+        claim("1" * 32)
+        assert sorted(outcomes.values()) == [False, True]
+        (owner,) = [database for database, has in outcomes.items() if has]
+        assert files.read("service", "database").decode() == owner
+
+    def test_one_that_looked_long_ago_gets_nothing_where_the_storage_sees_to_it(
+        self, monkeypatch: pytest.MonkeyPatch, files: Files
+    ) -> None:
+        if isinstance(files, Remote) and not files._atomic:
+            return  # nobody sees to it
+        files.write(JOB, "000001.step", [b"first"], once=True)
+        if isinstance(files, Remote):
+            exists = files._fs.exists
+            looks = iter([False])
+            monkeypatch.setattr(files._fs, "exists", lambda path: next(looks, exists(path)))
+        files.write(JOB, "000001.step", [b"second"], once=True)
+        assert files.read(JOB, "000001.step") == b"first"
 
     def test_they_can_be_taken_over_by_hand(self, artifacts: Artifacts, files: Files) -> None:
         artifacts.claim("1" * 32)

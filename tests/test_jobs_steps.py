@@ -24,7 +24,7 @@ from whybox_service.asking import Asked
 from whybox_service.backend import WorkerLostError
 from whybox_service.calls import Call
 from whybox_service.jobs import steps as steps_module
-from whybox_service.jobs.artifacts import Artifacts, Folder
+from whybox_service.jobs.artifacts import Artifacts, Folder, Remote
 from whybox_service.jobs.database import engine_for
 from whybox_service.jobs.losses import LOST_LIMIT, Losses
 from whybox_service.jobs.steps import ALLOWANCE_SECONDS, Steps, StoppingError
@@ -419,6 +419,20 @@ class TestFullDisk:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         return lambda on: monkeypatch.setattr(Folder, "write", full if on else write)
+
+    def test_errors_of_a_storage_s_own_are_told_as_such(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        files = Remote(f"memory://{os.urandom(8).hex()}")
+        bench.steps._artifacts = Artifacts(files)
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise LookupError("no credentials")
+
+        monkeypatch.setattr(files._fs, "pipe_file", fail)
+        outcome = bench.steps.advance(bench.make(), 1)
+        assert outcome["error"]["type"] == "storage_failed"
+        assert "no credentials" in outcome["error"]["message"]
 
     def test_the_job_fails_and_keeps_its_last_picture(
         self, bench: Bench, fill: Callable[[bool], None]

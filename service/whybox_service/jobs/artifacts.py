@@ -12,13 +12,15 @@ A step's file never changes once it is there: who writes it a second time leaves
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
 import struct
+import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +46,13 @@ _ATOMIC = frozenset({"abfs", "abfss", "az", "gcs", "gs", "memory", "oss", "s3", 
 
 
 class Files(ABC):
-    """Files in one folder for each job. Missing ones raise FileNotFoundError, all else OSError."""
+    """Files in one folder for each job. Missing ones raise FileNotFoundError, all else OSError.
+
+    Attributes:
+        settle_seconds: after which who wrote a file `once`, at the same time as another, reads whose it is.
+    """
+
+    settle_seconds = 0.0
 
     @abstractmethod
     def write(self, job: str, name: str, parts: Sequence[bytes], *, once: bool) -> None:
@@ -130,8 +138,21 @@ class Folder(Files):
             shutil.rmtree(self._path / job)
 
 
+@contextlib.contextmanager
+def _os_errors() -> Iterator[None]:
+    """Have what a storage's package raises be an OSError: each has errors of its own."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
 class Remote(Files):
     """Files behind an fsspec URL, such as ``s3://bucket/whybox``; its package must be installed."""
+
+    settle_seconds = 1.0
 
     def __init__(self, url: str) -> None:
         try:
@@ -143,13 +164,17 @@ class Remote(Files):
         protocols = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
         self._atomic = bool(protocols & _ATOMIC)
 
+    @_os_errors()
     def write(self, job: str, name: str, parts: Sequence[bytes], *, once: bool) -> None:
         """Write it; beside it first where the storage would show half a file."""
         final = self._at(job, name)
         if once and self._fs.exists(final):
             return
         if self._atomic:
-            self._fs.pipe_file(final, b"".join(parts))
+            if once:
+                self._create(final, b"".join(parts))
+            else:
+                self._fs.pipe_file(final, b"".join(parts))
             return
         self._fs.makedirs(self._at(job), exist_ok=True)
         temporary = self._at(job, f"{uuid.uuid4().hex}{_TEMPORARY}")
@@ -161,25 +186,44 @@ class Remote(Files):
                 self._fs.rm_file(temporary)
             raise
 
+    def _create(self, final: str, body: bytes) -> None:
+        """Write a file, unless another has been faster: the storage sees to that, where it can."""
+        try:
+            self._fs.pipe_file(final, body, mode="create")
+        except FileExistsError:
+            pass
+        except (NotImplementedError, TypeError, ValueError):  # a package that does not know of this
+            self._fs.pipe_file(final, body)
+        except OSError as error:
+            if error.errno == errno.ENOSYS:  # a storage that does not
+                self._fs.pipe_file(final, body)
+            elif not self._fs.exists(final):  # else it was refused as it is there, or the answer was lost
+                raise
+
+    @_os_errors()
     def read(self, job: str, name: str, start: int = 0, length: int | None = None) -> bytes:
         """Return a file, or a part of it."""
         end = None if length is None else start + length
         body: bytes = self._fs.cat_file(self._at(job, name), start=start, end=end)
         return body
 
+    @_os_errors()
     def names(self, job: str) -> list[str]:
         """Return the names of a job's files."""
         return self._listed(self._at(job), "file")
 
+    @_os_errors()
     def jobs(self) -> list[str]:
         """Return the jobs that have files."""
         return self._listed(self._root, "directory")
 
+    @_os_errors()
     def delete(self, job: str, name: str) -> None:
         """Delete a file, if it is there."""
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(self._at(job, name))
 
+    @_os_errors()
     def remove(self, job: str) -> None:
         """Delete all of a job's files."""
         with contextlib.suppress(FileNotFoundError):
@@ -222,6 +266,9 @@ class Artifacts:
     def claim(self, database: str) -> str:
         """Note whose artifacts these are: files of jobs that its database does not know are deleted in time.
 
+        Of two databases that are new to a place one gets it, also where the storage cannot tell who was
+        first: both then read what was written last.
+
         Args:
             database: id of the database of jobs.
 
@@ -231,17 +278,27 @@ class Artifacts:
         Raises:
             ConflictError: where they belong to another database.
         """
-        owner = self._noted(_OWNER, database)
+        new = [self._note(_OWNER, database), self._note(_PLACE, uuid.uuid4().hex)]
+        if any(new):
+            time.sleep(self._files.settle_seconds)
+        owner = self._noted(_OWNER)
         if owner != database:
             raise ConflictError(
                 f"what WHYBOX_JOBS_ARTIFACTS names belongs to another database of jobs, {shorten(owner)}; "
                 f"name another place, or delete its file {_SERVICE}/{_OWNER} if that database is no more"
             )
-        return self._noted(_PLACE, uuid.uuid4().hex)
+        return self._noted(_PLACE)
 
-    def _noted(self, name: str, value: str) -> str:
-        """Note something of all the artifacts, unless that was done before; return what was."""
-        self._files.write(_SERVICE, name, [value.encode()], once=True)
+    def _note(self, name: str, value: str) -> bool:
+        """Note something of all the artifacts, unless that was done before; return whether it was not."""
+        try:
+            self._noted(name)
+        except FileNotFoundError:
+            self._files.write(_SERVICE, name, [value.encode()], once=True)
+            return True
+        return False
+
+    def _noted(self, name: str) -> str:
         return self._files.read(_SERVICE, name).decode(errors="replace")
 
     def keep_start(self, job: str, picture: bytes) -> None:
