@@ -17,6 +17,7 @@ import grpc
 import httpx
 import numpy as np
 import pytest
+from dbos import DBOSClient
 from google.protobuf import empty_pb2
 from google.protobuf.json_format import MessageToDict
 
@@ -38,8 +39,10 @@ from jobs_parts import (
 from picture_files import RGB, saved
 from whybox_proto.v1 import explainer_pb2
 from whybox_proto.v1.types_pb2 import Layout
+from whybox_service.jobs import adopting
 from whybox_service.jobs.losses import LOST_LIMIT
 from whybox_service.jobs.starting import bounded
+from whybox_service.settings import Settings
 
 LONG = {"iterations": 5000, "pause": 0.005}
 SHORT = {"iterations": 12, "pause": 0.0}
@@ -836,6 +839,37 @@ class TestTending:
             running.ask("POST", long["name"] + ":cancel")
             check_whole(running.wait(stray))
             assert torchserve.steps_of(stray) == [1, 2, 3]
+
+    def test_jobs_of_another_name_in_the_folder_go_on(
+        self, torchserve: PlayedTorchServe, tmp_path: Path
+    ) -> None:
+        with gateway(tmp_path, torchserve.url) as running:
+            job = running.create({"iterations": 100, "pause": 0.01})
+            eventually(lambda: iteration(running, job["name"]) > 0)
+            running.kill()
+            running.environment["WHYBOX_JOBS_EXECUTOR"] = "renamed"
+            running.start()
+            check_whole(running.wait(job["name"]))
+            assert len(torchserve.steps_of(job["name"])) <= 20 + 1
+
+    def test_what_is_deleted_while_it_is_handed_over_is_left_out(
+        self, torchserve: PlayedTorchServe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with gateway(tmp_path, torchserve.url) as running:
+            torchserve.mode = "hold"
+            name = running.create(SHORT)["name"]
+            eventually(lambda: torchserve.at_once == 1)
+            running.kill()
+            pending = adopting.pending
+
+            def and_another(client: DBOSClient, executor: str | None = None) -> list[tuple[str, str]]:
+                return [("0" * 32, "gateway"), *pending(client, executor)]
+
+            monkeypatch.setattr(adopting, "pending", and_another)
+            assert adopting.adopt(Settings(data=tmp_path / "data"), "gateway") == [name.partition("/")[2]]
+            torchserve.mode = "well"
+            running.start()
+            check_whole(running.wait(name))
 
     def test_a_job_whose_workflow_is_gone_fails(self, torchserve: PlayedTorchServe, tmp_path: Path) -> None:
         with gateway(tmp_path, torchserve.url) as running:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import threading
@@ -133,6 +134,49 @@ def test_who_was_silent_for_too_long_is_told(engine: sa.Engine, end: threading.E
     name.release()
     with engine.connect() as connection:  # what is another's stays
         assert connection.execute(sa.text("SELECT holder FROM whybox_replicas")).scalar_one() == "another"
+
+
+def test_who_had_it_before_waits_for_one_that_lives(engine: sa.Engine) -> None:
+    first, second = Name(engine, "one", "here", no_loss), Name(engine, "one", "here", no_loss)
+    assert first.take(threading.Event())
+    taken = threading.Event()
+
+    def take() -> None:
+        if second.take(threading.Event(), patient=True):
+            taken.set()
+
+    waiting = threading.Thread(target=take)
+    waiting.start()
+    assert not taken.wait(0.3)
+    assert first.held
+    first.release()
+    waiting.join()
+    assert taken.is_set()
+    assert second.held
+    assert not first.held
+    second.release()
+
+
+def test_a_process_of_which_nothing_can_be_told_is_not_gone(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = Name(engine, "one", "here", no_loss)
+    assert name.take(threading.Event())
+    assert replicas.living(engine) == {"one"}
+
+    def too_many(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", too_many)
+        with pytest.raises(OSError, match="Too many open files"):
+            processes.begin_of(1)
+    begin = processes.begin_of
+    monkeypatch.setattr(processes, "begin_of", lambda pid: too_many(begin(pid)))
+    assert replicas.living(engine) == {"one"}
+    monkeypatch.setattr(processes, "begin_of", lambda _: 0)
+    assert replicas.living(engine) == set()
+    name.release()
 
 
 def test_a_database_that_is_away_for_a_while_costs_no_name(

@@ -10,10 +10,23 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
-from jobs_parts import Gateway, PlayedTorchServe, check_whole, eventually, gateway, problem, refused
+from conftest import PATIENCE_SECONDS
+from jobs_parts import (
+    LAYOUT,
+    MODEL,
+    Gateway,
+    PlayedTorchServe,
+    check_whole,
+    eventually,
+    gateway,
+    problem,
+    refused,
+)
 from postgres import Postgres, postgres
 from test_jobs import LONG, SHORT, events, iteration, listed_names
+from whybox_service.jobs.database import engine_for
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +173,142 @@ def test_a_replica_starts_before_its_database(replicas: list[Gateway], database:
     eventually(lambda: one.ask("GET", "inversions").status_code == 503)
     database.start()
     eventually(lambda: one.ask("GET", "inversions").status_code == 200)
+
+
+class TestNames:
+    """A replica's name, which this process may have to wait for, and may lose."""
+
+    SOMEBODY = "elsewhere 0000 pid:[1] 1 2 token"
+
+    @pytest.fixture
+    def shared(self, database: Postgres, tmp_path: Path) -> dict[str, str]:
+        return {
+            "WHYBOX_JOBS_DATABASE": database.url,
+            "WHYBOX_JOBS_ARTIFACTS": str(tmp_path / "artifacts"),
+            "WHYBOX_JOBS_EXECUTOR": tmp_path.name[:60],
+        }
+
+    def hold(self, database: Postgres, name: str) -> None:
+        """Have a name held by somebody who has just been heard."""
+        self.free(database, name)
+        values = f"'{name}', '{self.SOMEBODY}', 'there', 7, now()"
+        self.do(database, f"INSERT INTO whybox_replicas (name, holder, place, beat, heard) VALUES ({values})")
+
+    def free(self, database: Postgres, name: str) -> None:
+        self.do(database, f"DELETE FROM whybox_replicas WHERE name = '{name}'")
+
+    def do(self, database: Postgres, statement: str) -> None:
+        engine = engine_for(database.url)
+        with engine.begin() as connection:
+            connection.execute(sa.text(statement))
+        engine.dispose()
+
+    def test_what_is_known_is_told_while_it_is_waited_for(
+        self, database: Postgres, torchserve: PlayedTorchServe, tmp_path: Path, shared: dict[str, str]
+    ) -> None:
+        with gateway(tmp_path / "one", torchserve.url, **shared) as running:
+            job = running.wait(running.create(SHORT)["name"])
+            picture = running.picture(job["name"]).content
+        name = shared["WHYBOX_JOBS_EXECUTOR"]
+        self.hold(database, name)
+        with gateway(tmp_path / "two", torchserve.url, **shared) as running:
+            eventually(lambda: "waiting for a sign of life" in running.log.read_text())
+            assert running.get(job["name"]) == job
+            assert running.picture(job["name"]).content == picture
+            assert job["name"] in listed_names(running)
+            assert [kind for _, kind, _ in events(running, job["name"])] == ["result"]
+            unavailable = (503, "backend_unavailable", "")
+            for verb, path in (("POST", "inversions"), ("DELETE", job["name"])):
+                request = {"json": {"model": MODEL, "layout": LAYOUT}} if verb == "POST" else {}
+                assert problem(running.ask(verb, path, **request)) == unavailable
+            self.free(database, name)
+            eventually(lambda: "jobs are run" in running.log.read_text())
+            check_whole(running.wait(running.create(SHORT)["name"]))
+
+    def test_one_that_is_lost_is_taken_again_when_it_is_free(
+        self, database: Postgres, torchserve: PlayedTorchServe, tmp_path: Path, shared: dict[str, str]
+    ) -> None:
+        prelude = "import whybox_service.jobs.replicas as r; r.BEAT_SECONDS = r._LOOK_SECONDS = 0.2"
+        with gateway(tmp_path / "one", torchserve.url, prelude=prelude, **shared) as running:
+            first = running.create({"iterations": 300, "pause": 0.01})["name"]
+            eventually(lambda: iteration(running, first) > 0)
+            self.hold(database, shared["WHYBOX_JOBS_EXECUTOR"])
+            eventually(lambda: "it runs none any more" in running.log.read_text())
+            eventually(lambda: torchserve.at_once == 0)
+            time.sleep(0.5)
+            asked = len(torchserve.steps)
+            second = running.create(SHORT)["name"]
+            time.sleep(1.0)
+            assert len(torchserve.steps) == asked
+            assert [running.get(name)["state"] for name in (first, second)] == ["running", "queued"]
+            self.free(database, shared["WHYBOX_JOBS_EXECUTOR"])
+            for name in (first, second):
+                check_whole(running.wait(name))
+            assert len(torchserve.steps_of(first)) <= 60 + 1
+            assert running.log.read_text().count("jobs are run, as") == 2
+
+    def test_one_that_is_lost_before_jobs_are_run_runs_none(
+        self, database: Postgres, torchserve: PlayedTorchServe, tmp_path: Path, shared: dict[str, str]
+    ) -> None:
+        prelude = (
+            "import time\n"
+            "import sqlalchemy as sa\n"
+            "import whybox_service.jobs.replicas as r\n"
+            "r.BEAT_SECONDS = r._LOOK_SECONDS = 0.1\n"
+            "take = r.Name.take\n"
+            "def taking(self, *args, **more):\n"
+            "    taken = take(self, *args, **more)\n"
+            "    if taken and not more.get('patient'):\n"
+            f"        change = sa.update(r._REPLICAS).values(holder={self.SOMEBODY!r}, heard=sa.func.now())\n"
+            "        with self._engine.begin() as connection:\n"
+            "            connection.execute(change.where(r._C.name == self._name))\n"
+            "        time.sleep(1)\n"
+            "    return taken\n"
+            "r.Name.take = taking\n"
+        )
+        with gateway(tmp_path / "one", torchserve.url, prelude=prelude, **shared) as running:
+            eventually(lambda: "it runs none any more" in running.log.read_text())
+            assert running.ask("GET", "inversions").status_code == 200
+            time.sleep(3.0)
+            assert "jobs are run" not in running.log.read_text()
+            self.free(database, shared["WHYBOX_JOBS_EXECUTOR"])
+            eventually(lambda: "jobs are run" in running.log.read_text())
+            check_whole(running.wait(running.create(SHORT)["name"]))
+
+
+def test_jobs_of_a_replica_that_stays_away_go_on(
+    database: Postgres, torchserve: PlayedTorchServe, tmp_path: Path
+) -> None:
+    prelude = "import whybox_service.jobs.inversions as i; i._MEND_SECONDS = 0.3"
+    with ExitStack() as stack:
+        one, two, three = (
+            stack.enter_context(
+                gateway(
+                    tmp_path / name,
+                    torchserve.url,
+                    prelude=prelude,
+                    WHYBOX_JOBS_DATABASE=database.url,
+                    WHYBOX_JOBS_ARTIFACTS=str(tmp_path / "artifacts"),
+                    WHYBOX_JOBS_EXECUTOR=f"{name}-{tmp_path.name}"[:60],
+                    WHYBOX_JOBS_RUNNING="2",
+                    WHYBOX_JOBS_ADOPT_SECONDS="2",
+                )
+            )
+            for name in ("one", "two", "three")
+        )
+        torchserve.mode = "hold"
+        names = [one.create({"iterations": 50, "pause": 0.01})["name"] for _ in range(6)]
+        for name in names:
+            two.wait(name, "running")
+        listed = dict(line.split("\t") for line in whybox_jobs(database, "executors").stdout.splitlines())
+        assert listed[executor(one)] == "2"
+        one.kill()
+        torchserve.mode = "well"
+        for name in names:
+            check_whole(two.wait(name))
+            assert len(torchserve.steps_of(name)) <= 10 + 1
+        told = [running.log.read_text().count("has been gone for 2 s") for running in (two, three)]
+        assert sum(told) == 1
 
 
 class TestStart:

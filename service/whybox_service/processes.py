@@ -32,11 +32,15 @@ def running() -> Iterator[Entry]:
 
 
 def begin_of(pid: int) -> int:
-    """Return when a process began, in ticks since the machine did; 0 where there is none that runs."""
+    """Return when a process began, in ticks since the machine did; 0 where there is none that runs.
+
+    Raises:
+        OSError: where that cannot be told, for want of open files, say.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):  # the second where it ends between opening and reading
         return 0
     return 0 if fields[0] in b"ZX" else int(fields[19])
 

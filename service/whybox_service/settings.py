@@ -136,6 +136,12 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
         description="Name by which a replica knows its jobs again when it comes back; each has its own.",
     )
+    jobs_adopt_seconds: float = Field(
+        default=600.0,
+        ge=0,
+        description="Seconds that a replica's name may be nobody's before the other replicas take over the "
+        "inversions that it ran; 0: never.",
+    )
     jobs_running: int = Field(
         default=1, gt=0, le=64, description="Inversions that each replica runs at one time; the same for all."
     )

@@ -11,7 +11,8 @@
     artifacts.py    states and pictures, in a folder or behind an fsspec URL
     tending.py      what is done beside the jobs: retention, and mending what a crash left
     replicas.py     who shares a database: each replica's name, held by one process
-    adopting.py     a dead replica's jobs to the others
+    orphans.py      jobs of replicas that have been gone for long: to the others
+    adopting.py     a dead replica's jobs to the others, by an operator
 
 The database knows two things of a job. DBOS's tables say which steps are done and who runs it: they decide
 what happens next. The table of `store.py` says what a client sees. A step writes its artifact, then that row,

@@ -1,4 +1,4 @@
-"""Since when a model, or a version of it, has not been there.
+"""Since when something that jobs need has not been there: a model, a version of it, a replica.
 
 Kept for all jobs together: each that begins after the first one need not wait as long as that one did.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 
 class Absences:
-    """Of models and versions.
+    """Of what is told apart by its names.
 
     Args:
         memory: seconds after which an absence that nobody has met again is forgotten.
@@ -21,17 +21,17 @@ class Absences:
         self._memory = memory
         self._clock = clock
         # When each was first met, and when last.
-        self._met: dict[tuple[str, str], tuple[float, float]] = {}
+        self._met: dict[tuple[str, ...], tuple[float, float]] = {}
 
-    def of(self, model: str, version: str) -> float:
+    def of(self, *what: str) -> float:
         """Say that it is not there; returns for how many seconds this has been so."""
         now = self._clock()
-        first, last = self._met.get((model, version), (now, now))
+        first, last = self._met.get(what, (now, now))
         if now - last > self._memory:
             first = now
-        self._met[model, version] = first, now
+        self._met[what] = first, now
         return now - first
 
-    def end(self, model: str, version: str) -> None:
+    def end(self, *what: str) -> None:
         """Say that it is there, or that nothing is known of it: what does not answer may have it."""
-        self._met.pop((model, version), None)
+        self._met.pop(what, None)

@@ -11,10 +11,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from whybox_proto.errors import shorten
 from whybox_service.jobs.database import JobsError, engine_for, url_of
-from whybox_service.jobs.runner import QUEUE, WORKFLOW, client_for
+from whybox_service.jobs.runner import client_for, pending, requeue
 from whybox_service.settings import Settings
-
-_LIMIT = 100_000
 
 
 def executors(settings: Settings) -> dict[str, int]:
@@ -24,7 +22,7 @@ def executors(settings: Settings) -> dict[str, int]:
         JobsError: where there is no database, or it cannot be used.
     """
     with _client(settings) as client:
-        return dict(sorted(Counter(executor for _, executor in _pending(client)).items()))
+        return dict(sorted(Counter(executor for _, executor in pending(client)).items()))
 
 
 def adopt(settings: Settings, executor: str) -> list[str]:
@@ -34,16 +32,13 @@ def adopt(settings: Settings, executor: str) -> list[str]:
     is lost, and nothing else.
 
     Returns:
-        The ids of the jobs.
+        The ids of the jobs; one that is deleted meanwhile is left out.
 
     Raises:
         JobsError: as `executors`.
     """
     with _client(settings) as client:
-        found = [job for job, _ in _pending(client, executor)]
-        if found:
-            client.resume_workflows(found, queue_name=QUEUE)
-        return found
+        return requeue(client, [job for job, _ in pending(client, executor)])
 
 
 @contextmanager
@@ -59,16 +54,3 @@ def _client(settings: Settings) -> Iterator[DBOSClient]:
         raise JobsError(f"the database of jobs cannot be used: {shorten(error, 300)}") from error
     finally:
         engine.dispose()
-
-
-def _pending(client: DBOSClient, executor: str | None = None) -> list[tuple[str, str]]:
-    """Return the jobs that run, of one replica or of all, each with its replica."""
-    found = client.list_workflows(
-        name=WORKFLOW,
-        status="PENDING",
-        executor_id=executor,
-        limit=_LIMIT,
-        load_input=False,
-        load_output=False,
-    )
-    return [(each.workflow_id, each.executor_id or "") for each in found]

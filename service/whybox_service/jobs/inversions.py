@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from whybox_service.jobs.artifacts import Artifacts
     from whybox_service.jobs.replicas import Name
     from whybox_service.jobs.runner import Runner
+    from whybox_service.jobs.steps import Steps
     from whybox_service.jobs.store import New, Record, Store
     from whybox_service.jobs.tending import Tending
 
@@ -90,9 +91,15 @@ class Inversions:
         self._conflict = asyncio.Event()
         self._conflict_told: ConflictError | None = None
         self._trouble = ""
+        self._place = ""
+        # The table, as soon as it can be read; and once jobs are run, which may have to be waited for.
+        self._table: Store | None = None
         self._store: Store | None = None
         self._runner: Runner | None = None
+        self._steps: Steps | None = None
         self._name: Name | None = None
+        # Held while jobs begin to be run under the name, and while they cease to be.
+        self._switching = threading.Lock()
 
     async def begin(self) -> None:
         """Take up what there is to do, in the background; a new folder waits for its first job."""
@@ -122,10 +129,11 @@ class Inversions:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._runner is not None:
-            self._steps.stop()
-            if not await self._in_thread(self._runner.wait, self._settings.shutdown_seconds):
-                self._steps.abandon()
-                await self._in_thread(self._runner.wait, _ABANDON_SECONDS)
+            if (steps := self._steps) is not None:
+                steps.stop()
+                if not await self._in_thread(self._runner.wait, self._settings.shutdown_seconds):
+                    steps.abandon()
+                    await self._in_thread(self._runner.wait, _ABANDON_SECONDS)
             await self._in_thread(self._runner.stop)
             self._runner = None
         if self._name is not None:
@@ -165,7 +173,7 @@ class Inversions:
         if request.state and request.state not in STATES:
             raise unknown_name("invalid_argument", "state", request.state, STATES, field="state")
         after = _read_position(request.page_token)
-        store = await self._ready(call)
+        store = await self._readable(call)
 
         def made() -> explainer_pb2.ListInversionsResponse:
             found = store.page(request.state, size + 1, after)
@@ -183,6 +191,7 @@ class Inversions:
     ) -> explainer_pb2.Inversion:
         """End an inversion as it is; its last picture stays."""
         record = await self._record(request.name, call)
+        await self._ready(call)
 
         def cancel() -> Record | None:
             store, artifacts, runner, _ = self._parts
@@ -210,6 +219,7 @@ class Inversions:
     async def delete(self, request: explainer_pb2.DeleteInversionRequest, call: Call) -> empty_pb2.Empty:
         """Forget an inversion and its pictures; one that has not ended is cancelled by that."""
         record = await self._record(request.name, call)
+        await self._ready(call)
 
         def delete() -> bool:
             store, artifacts, runner, _ = self._parts
@@ -282,7 +292,10 @@ class Inversions:
         return self._starting
 
     async def _started(self) -> None:
-        """Start DBOS, which imports much and may wait for its database, and what is done beside the jobs."""
+        """Start DBOS, which imports much and may wait for its database, and what is done beside the jobs.
+
+        Also again, after another process had this one's name: what is done beside goes on all the while.
+        """
         while True:
             try:
                 await self._in_thread(self._assemble, asyncio.get_running_loop())
@@ -301,66 +314,124 @@ class Inversions:
                     await asyncio.wait_for(self._stopping.wait(), _RETRY_SECONDS)
                 if self._stopping.is_set():
                     return
-        if self._store is None:  # the end came first
+        if self._store is None or self._tasks:  # the end came first, or all this is being done
             return
         tending = self._tending
         for work, seconds in (
             (self._count, _COUNT_SECONDS),
             (tending.mend, _MEND_SECONDS),
+            (self._orphans.adopt, _MEND_SECONDS),
             (tending.forget, _FORGET_SECONDS),
         ):
             self._tasks.append(asyncio.create_task(self._regularly(work, seconds)))
 
     def _assemble(self, loop: asyncio.AbstractEventLoop) -> None:
-        from whybox_service.jobs.artifacts import Artifacts
-        from whybox_service.jobs.replicas import Name, identity
-        from whybox_service.jobs.runner import Runner
-        from whybox_service.jobs.steps import Steps
-        from whybox_service.jobs.store import Store
-        from whybox_service.jobs.tending import Tending
-
-        assert self._url is not None
+        """Open the table, take the name, and run jobs under it."""
         started = time.monotonic()
-        artifacts = Artifacts.from_settings(self._settings)
-        engine = engine_for(self._url)
-        Store.prepare(engine)
-        place = ""
-        if self._settings.jobs_artifacts is not None:  # else in a folder that is this process's alone
-            place = artifacts.claim(identity(engine))
-        if self._name is None and not is_file(self._settings):
-            name = Name(engine, self._settings.jobs_executor, place, self._name_lost)
-            if not name.take(self._ending, self._name_is_waited_for):
-                return
-            self._name = name
-        runner = Runner(self._settings, self._url, engine)
-        store = Store(engine, runner.enqueue)
-        steps = Steps(store, artifacts, self._asking, self._metrics, self._settings, loop)
-        try:
-            runner.start(steps)
-        except BaseException:
-            runner.stop()
-            raise
-        self._artifacts, self._steps, self._runner, self._store = artifacts, steps, runner, store
-        self._tending = Tending(store, artifacts, runner, self._metrics, self._settings)
+        store = self._table or self._open()
+        while self._take_name(loop):
+            with self._switching:
+                if self._name is None or self._name.held:
+                    self._run(store, loop)
+                    break
+        else:
+            return
         log.info(
             "jobs are run, as %s, after %.2f s", self._settings.jobs_executor, time.monotonic() - started
         )
 
+    def _open(self) -> Store:
+        """Open what can be read before jobs are run."""
+        from whybox_service.jobs.artifacts import Artifacts
+        from whybox_service.jobs.orphans import Orphans
+        from whybox_service.jobs.replicas import identity
+        from whybox_service.jobs.runner import Runner
+        from whybox_service.jobs.store import Store
+        from whybox_service.jobs.tending import Tending
+
+        assert self._url is not None
+        settings = self._settings
+        artifacts = Artifacts.from_settings(settings)
+        engine = engine_for(self._url)
+        try:
+            Store.prepare(engine)
+            if settings.jobs_artifacts is not None:  # else in a folder that is this process's alone
+                self._place = artifacts.claim(identity(engine))
+        except BaseException:
+            engine.dispose()
+            raise
+        runner = Runner(settings, self._url, engine)
+        store = Store(engine, runner.enqueue)
+        self._engine, self._artifacts, self._runner, self._table = engine, artifacts, runner, store
+        self._tending = Tending(store, artifacts, runner, self._metrics, settings)
+        # Who has a file for itself is alone: whoever else has jobs in it will not come back.
+        patience = 0.0 if is_file(settings) else settings.jobs_adopt_seconds or None
+        self._orphans = Orphans(runner, settings.jobs_executor, patience, self._living, self._borrowed)
+        return store
+
+    def _take_name(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Have the replica's name, where it needs one; False where the end came first."""
+        from whybox_service.jobs.replicas import Name
+
+        if is_file(self._settings) or (self._name is not None and self._name.held):
+            return True
+        name = Name(self._engine, self._settings.jobs_executor, self._place, partial(self._name_lost, loop))
+        # Who had it before waits for as long as it takes: all but the running of jobs goes on meanwhile.
+        if not name.take(self._ending, self._name_is_waited_for, patient=self._name is not None):
+            return False
+        self._name = name
+        return True
+
+    def _run(self, store: Store, loop: asyncio.AbstractEventLoop) -> None:
+        from whybox_service.jobs.steps import Steps
+
+        assert self._runner is not None
+        steps = Steps(store, self._artifacts, self._asking, self._metrics, self._settings, loop)
+        try:
+            self._runner.start(steps)
+        except BaseException:
+            self._runner.rest()
+            raise
+        self._steps, self._store = steps, store
+
     def _name_is_waited_for(self) -> None:
         self._trouble = "the replica's name is held by another process, or by one that died a moment ago"
 
-    def _name_lost(self) -> None:
-        """Run no job any more: another process has this one's name, and all its jobs."""
+    def _name_lost(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Run no job any more till the name is free: another process has it, and all its jobs."""
         log.error(
             "another process runs jobs as %s, since nothing was heard of this one for a while: it runs none "
-            "any more until it is started again",
+            "any more until the name is free",
             self._settings.jobs_executor,
         )
-        if self._runner is not None:
-            self._steps.stop()
-            self._steps.abandon()
+        with self._switching:
+            if self._runner is None or (steps := self._steps) is None:
+                return  # they are just about to be run, and are not without the name
+            self._steps = None
+            steps.stop()
+            steps.abandon()
             self._runner.wait(_ABANDON_SECONDS)
             self._runner.rest()
+        if not self._ending.is_set():
+            loop.call_soon_threadsafe(self._start_again)
+
+    def _start_again(self) -> None:
+        if not self._stopping.is_set():
+            self._starting = asyncio.create_task(self._started())
+
+    def _living(self) -> set[str]:
+        """Return the names of the replicas that live."""
+        from whybox_service.jobs.replicas import living
+
+        return set() if is_file(self._settings) else living(self._engine)
+
+    def _borrowed(self, executor: str) -> contextlib.AbstractContextManager[bool]:
+        """Take the name of a replica that is gone, for a moment."""
+        from whybox_service.jobs.replicas import Name
+
+        if is_file(self._settings):
+            return contextlib.nullcontext(True)
+        return Name(self._engine, executor, self._place, lambda: None).borrowed()
 
     def _count(self) -> None:
         store, *_ = self._parts
@@ -380,29 +451,36 @@ class Inversions:
         assert self._runner is not None
         return self._store, self._artifacts, self._runner, self._tending
 
+    async def _readable(self, call: Call) -> Store:
+        """Return the table once it can be read; the first question may wait for that."""
+        return await self._there(call, lambda: self._table)
+
     async def _ready(self, call: Call) -> Store:
         """Return the table once jobs are run; the first question may wait for that."""
+        return await self._there(call, lambda: self._store)
+
+    async def _there(self, call: Call, table: Callable[[], Store | None]) -> Store:
         if self._url is None:
             raise ContractError(
                 "not_implemented",
                 "this service runs no inversions",
                 expected="WHYBOX_DATA or WHYBOX_JOBS_DATABASE in the service's settings",
             )
-        if self._store is None:
+        if table() is None:
             if self._stopping.is_set():
                 raise _unavailable("the service stops")
-            await self._wait_for_start(call)
-        if self._store is None:
+            await self._wait_for_start(call, table)
+        if (store := table()) is None:
             raise _unavailable("jobs cannot be run now" if self._trouble else "the service stops")
-        return self._store
+        return store
 
-    async def _wait_for_start(self, call: Call) -> None:
-        """Wait until jobs are run, unless they could not be at the last try."""
+    async def _wait_for_start(self, call: Call, table: Callable[[], Store | None]) -> None:
+        """Wait until the table is there, unless jobs could not be run at the last try."""
         starting = self._start()
         async with call.deadline.limit():
-            while not starting.done() and not self._trouble:
+            while not starting.done() and not self._trouble and table() is None:
                 await asyncio.wait({starting}, timeout=_LOOK_SECONDS)
-        if starting.done() and (error := starting.exception()) is not None:
+        if table() is None and starting.done() and (error := starting.exception()) is not None:
             raise ContractError("internal", f"jobs cannot be run: {error}") from error
 
     async def _record(self, name: str, call: Call) -> Record:
@@ -411,7 +489,7 @@ class Inversions:
             raise ContractError(
                 "invalid_argument", "no inversion is named", field="name", expected="inversions/ID"
             )
-        store = await self._ready(call)
+        store = await self._readable(call)
         if match is None:
             raise _unknown(name)
         record = await self._work(call, lambda: store.get(match[1]))

@@ -17,7 +17,7 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import sqlalchemy as sa
@@ -85,6 +85,11 @@ class _Row(NamedTuple):
         return self.silent >= LEASE_SECONDS or _is_gone(self.holder)
 
 
+def living(engine: sa.Engine) -> set[str]:
+    """Return the names that are held by processes which live, as far as can be told."""
+    return {row.name for row in _rows(engine).values() if not row.is_free}
+
+
 class Name:
     """A replica's name, as long as this process holds it.
 
@@ -104,22 +109,30 @@ class Name:
         self._holder = f"{_place()} {pid} {processes.begin_of(pid)} {secrets.token_hex(8)}"
         self._beating: Repeating | None = None
 
-    def take(self, stopping: threading.Event, waits: Callable[[], None] = lambda: None) -> bool:
+    @property
+    def held(self) -> bool:
+        """Whether this process has it, as far as it knows."""
+        return self._beating is not None
+
+    def take(
+        self, stopping: threading.Event, waits: Callable[[], None] = lambda: None, *, patient: bool = False
+    ) -> bool:
         """Take the name, once whoever had it has been silent for long enough; False where the end came first.
 
         Args:
             stopping: the end.
             waits: called where it is not to be had at once.
+            patient: wait also for another process that has it and lives.
 
         Raises:
-            ConflictError: where another process has it and lives, or a replica of another name keeps its
-                artifacts in another place.
+            ConflictError: where another process has it and lives, unless that is waited for; or a replica of
+                another name keeps its artifacts in another place.
         """
         _METADATA.create_all(self._engine)
         first, told = self._look(), False
         while True:
             row = self._look()
-            if row and first and (row.holder, row.beat) != (first.holder, first.beat):
+            if row and first and (row.holder, row.beat) != (first.holder, first.beat) and not patient:
                 raise self._taken(row.holder)
             if row is None or row.is_free:
                 if not self._write(row):
@@ -127,7 +140,7 @@ class Name:
                 self._check_places()
                 self._beating = Repeating(self._beat)
                 return True
-            if first is None:
+            if first is None and not patient:
                 raise self._taken(row.holder)
             if not told:
                 told = True
@@ -135,6 +148,22 @@ class Name:
                 waits()
             if stopping.wait(_LOOK_SECONDS):
                 return False
+
+    @contextlib.contextmanager
+    def borrowed(self) -> Iterator[bool]:
+        """Have the name while the block lasts, if it can be had at once; give whether that is so.
+
+        It is for who does something in place of the dead one that had it, and for no longer than a moment:
+        no sign of life is given.
+        """
+        row = self._look()
+        if not (row is None or row.is_free) or not self._write(row):
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            self._forget()
 
     def release(self) -> None:
         """Let another process have the name at once."""
@@ -153,21 +182,11 @@ class Name:
             log.warning("the name %s stays taken for %g s: %s", self._name, LEASE_SECONDS, error)
 
     def _look(self) -> _Row | None:
-        return self._all().get(self._name)
-
-    def _all(self) -> dict[str, _Row]:
-        """Return what stands under each name."""
-        query = sa.select(_C.name, _C.holder, _C.place, _C.beat, _C.heard, sa.func.now().label("now"))
-        with self._engine.connect() as connection:
-            found = connection.execute(query).all()
-        return {
-            row.name: _Row(row.name, row.holder, row.place, row.beat, (row.now - row.heard).total_seconds())
-            for row in found
-        }
+        return _rows(self._engine).get(self._name)
 
     def _check_places(self) -> None:
         """Give the name back where a replica that lives has its artifacts in another place."""
-        for row in self._all().values():
+        for row in _rows(self._engine).values():
             if row.place != self._place and not row.is_free:
                 self._forget()
                 raise ConflictError(
@@ -213,6 +232,17 @@ class Name:
         )
 
 
+def _rows(engine: sa.Engine) -> dict[str, _Row]:
+    """Return what stands under each name."""
+    query = sa.select(_C.name, _C.holder, _C.place, _C.beat, _C.heard, sa.func.now().label("now"))
+    with engine.connect() as connection:
+        found = connection.execute(query).all()
+    return {
+        row.name: _Row(row.name, row.holder, row.place, row.beat, (row.now - row.heard).total_seconds())
+        for row in found
+    }
+
+
 def _place() -> str:
     """Name what a process id belongs to: host, boot and namespace, without spaces."""
     return f"{socket.gethostname()} {processes.space()}"
@@ -221,4 +251,10 @@ def _place() -> str:
 def _is_gone(holder: str) -> bool:
     """Whether it can be seen from here that the process that holds a name has ended."""
     place, pid, begin, _ = holder.rsplit(" ", 3)
-    return place == _place() and bool(processes.space()) and processes.begin_of(int(pid)) != int(begin)
+    if place != _place() or not processes.space():
+        return False
+    try:
+        return processes.begin_of(int(pid)) != int(begin)
+    except OSError as error:  # nothing is known of it, so its silence has to tell
+        log.warning("the process %s cannot be looked at: %s", pid, error)
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer, WorkflowStatus
+from dbos import error as dbos_error
 
 from whybox_service.jobs.steps import Steps
 
@@ -32,6 +34,7 @@ POLL_SECONDS = 0.25
 UNENDED = ("PENDING", "ENQUEUED", "DELAYED")
 # DBOS's lowest number goes first, ours is the highest.
 _FIRST_PRIORITY, _HIGHEST = 1, 9
+_MOST_PENDING = 100_000
 # Starts and dead processes that a job outlives.
 _MAX_RECOVERIES = 1000
 # What DBOS warns of where a job was cancelled, deleted or handed over while one of its steps ran.
@@ -60,8 +63,13 @@ class Runner:
         self._active: Counter[str] = Counter()
         self._changed = threading.Condition()
 
+    @property
+    def runs(self) -> bool:
+        """Whether this replica runs jobs."""
+        return self._runs
+
     def start(self, steps: Steps) -> None:
-        """Take up the jobs that this replica had, and those that are queued."""
+        """Take up the jobs that this replica had, and those that are queued; also again, after `rest`."""
         _quiet()
         config: DBOSConfig = {
             "name": APPLICATION,
@@ -92,7 +100,8 @@ class Runner:
             polling_interval_sec=POLL_SECONDS,
             on_conflict="always_update",
         )
-        self._client = client_for(self._engine)
+        if self._client is None:
+            self._client = client_for(self._engine)
         self._runs = True
 
     def wait(self, seconds: float) -> bool:
@@ -144,13 +153,21 @@ class Runner:
         """Return the jobs that this replica should be running and is not; none where it shall run nothing."""
         if not self._runs:
             return []
-        found = self._workflows(status="PENDING", executor_id=self._settings.jobs_executor)
+        found = self.pending(self._settings.jobs_executor)
         with self._changed:
-            return [each.workflow_id for each in found if each.workflow_id not in self._active]
+            return [job for job, _ in found if job not in self._active]
 
-    def requeue(self, jobs: Sequence[str]) -> None:
-        """Put jobs back into the queue; they go on with the step after their last one."""
-        self.client.resume_workflows(list(jobs), queue_name=QUEUE)
+    def pending(self, executor: str | None = None) -> list[tuple[str, str]]:
+        """Return the jobs that run, of one replica or of all, each with its replica."""
+        return pending(self.client, executor)
+
+    def requeue(self, jobs: Sequence[str]) -> list[str]:
+        """Put jobs back into the queue; they go on with the step after their last one.
+
+        Returns:
+            The jobs, but for those that are no more.
+        """
+        return requeue(self.client, jobs)
 
     def statuses(self, jobs: Sequence[str]) -> dict[str, str]:
         """Return DBOS's status of those jobs that it knows."""
@@ -169,7 +186,7 @@ class Runner:
 
     def _workflows(self, **asked: Any) -> list[WorkflowStatus]:
         """Return workflows of ours: others may live in the same database."""
-        return self.client.list_workflows(name=WORKFLOW, load_input=False, load_output=False, **asked)
+        return _workflows(self.client, **asked)
 
     def _running(self, job: str) -> _InHand:
         return _InHand(job, self._active, self._changed)
@@ -204,6 +221,31 @@ def client_for(engine: Engine) -> DBOSClient:
         retry_connection_errors=False,
         lazy=True,
     )
+
+
+def pending(client: DBOSClient, executor: str | None = None) -> list[tuple[str, str]]:
+    """Return the jobs that run, of one replica or of all, each with its replica."""
+    found = _workflows(client, status="PENDING", executor_id=executor, limit=_MOST_PENDING)
+    return [(each.workflow_id, each.executor_id or "") for each in found]
+
+
+def requeue(client: DBOSClient, jobs: Sequence[str]) -> list[str]:
+    """Put jobs back into the queue; they go on with the step after their last one.
+
+    Returns:
+        The jobs, but for those that are no more.
+    """
+    done = []
+    for job in jobs:
+        with contextlib.suppress(dbos_error.DBOSNonExistentWorkflowError):
+            client.resume_workflow(job, queue_name=QUEUE)
+            done.append(job)
+    return done
+
+
+def _workflows(client: DBOSClient, **asked: Any) -> list[WorkflowStatus]:
+    """Return workflows of ours: others may live in the same database."""
+    return client.list_workflows(name=WORKFLOW, load_input=False, load_output=False, **asked)
 
 
 def _quiet() -> None:
