@@ -169,6 +169,11 @@ class Metrics:
                 registry=self.registry,
             )
         )
+        self._inversions_queue_limit = Gauge(
+            "whybox_inversions_queue_limit",
+            "Layout inversions that may be queued; further ones are refused.",
+            registry=self.registry,
+        )
         self._inversions_ended = _Series(
             Counter(
                 "whybox_inversions_ended",
@@ -280,6 +285,10 @@ class Metrics:
         """Say how many layout inversions have not ended, by state."""
         for state in ACTIVE:
             self._inversions.of(state).set(counts.get(state, 0))
+
+    def inversions_queue_limit(self, limit: int) -> None:
+        """Say how many layout inversions may be queued."""
+        self._inversions_queue_limit.set(limit)
 
     def inversion_goes_on(self, model: str) -> None:
         """See that there are series of a model whose inversion runs, at 0 where nothing was counted yet.

@@ -74,6 +74,7 @@ class Inversions:
         self._asking = asking
         self._metrics = metrics
         self._settings = settings
+        metrics.inversions_queue_limit(settings.jobs_queued)
         self._url: str | None = None
         self._folder: DataFolder | None = None
         if settings.data is not None or settings.jobs_database is not None:
