@@ -19,6 +19,7 @@ from whybox_proto.v1 import explainer_pb2, types_pb2, worker_pb2
 
 MODEL = types_pb2.Model(
     labels=["thing", "other"],
+    input=types_pb2.InputLimits(max_aspect=20, max_pixels=1_010_000),
     default_nms="iou",
     nms=[types_pb2.Nms(kind="iou", iou_threshold=0.5)],
     methods=[types_pb2.Method(name="odam", targets=["class"])],

@@ -38,7 +38,7 @@ from jobs_parts import (
 )
 from picture_files import RGB, saved
 from whybox_proto.v1 import explainer_pb2
-from whybox_proto.v1.types_pb2 import Layout
+from whybox_proto.v1.types_pb2 import Layout, Model
 from whybox_service.jobs import adopting
 from whybox_service.jobs.losses import LOST_LIMIT
 from whybox_service.jobs.starting import bounded
@@ -187,7 +187,7 @@ class TestLife:
         job = shared.wait(made["name"])
         check_whole(job)
         assert job["request"]["image"] == ""
-        assert job["result"]["params"]["start"] == len(bounded(START, Layout(width=64, height=48)))
+        assert job["result"]["params"]["start"] == len(bounded(START, Layout(width=64, height=48), Model()))
 
     def test_a_picture_to_start_from_that_was_lost_is_missed(
         self, torchserve: PlayedTorchServe, tmp_path: Path
@@ -531,6 +531,35 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
 
 
 class TestBadInput:
+    @pytest.mark.parametrize("transport", ["rest", "grpc"])
+    @pytest.mark.parametrize(
+        ("size", "type"),
+        [
+            ((340, 17), None),
+            ((341, 17), "invalid_argument"),
+            ((17, 341), "invalid_argument"),
+            ((1020, 1020), "request_too_large"),
+        ],
+    )
+    def test_a_picture_that_the_model_does_not_take(
+        self, shared: Gateway, transport: str, size: tuple[int, int], type: str | None
+    ) -> None:
+        asked = explainer_pb2.CreateInversionRequest(model=MODEL)
+        asked.image = saved(np.zeros((size[1], size[0], 3), np.uint8))
+        asked.layout.width, asked.layout.height = size
+        asked.layout.objects.add(label="thing", box=[1, 1, 9, 9])
+        asked.params.update(SHORT)
+        if transport == "grpc":
+            error = over_grpc(shared.grpc, "CreateInversion", asked).error
+            told = (error["type"], error["field"]) if error else None
+        else:
+            request = MessageToDict(asked, preserving_proto_field_name=True)
+            response = shared.ask("POST", "inversions", json=request)
+            told = problem(response)[1:] if response.status_code != 202 else None
+        assert told == ((type, "image") if type else None)
+        asked.ClearField("image")  # a layout as such may be so
+        assert over_grpc(shared.grpc, "CreateInversion", asked).answer is not None
+
     @pytest.mark.parametrize(
         ("change", "type", "field"), BAD, ids=[f"{i}-{t}-{f}" for i, (_, t, f) in enumerate(BAD)]
     )
@@ -890,6 +919,8 @@ class TestTelling:
     def test_metrics(self, torchserve: PlayedTorchServe, tmp_path: Path) -> None:
         with gateway(tmp_path, torchserve.url) as running:
             assert running.metric("whybox_inversions", state="queued") == 0
+            metrics = httpx.get(f"{running.rest}/metrics", timeout=PATIENCE_SECONDS).text
+            assert "whybox_inversions_queue_limit 1000.0" in metrics.splitlines()
             check_whole(running.wait(running.create(SHORT)["name"]))
             running.wait(running.create({**SHORT, "fail_at": 1})["name"])
             long, queued = running.create(LONG), running.create(SHORT)

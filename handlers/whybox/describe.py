@@ -60,6 +60,7 @@ def describe(recipe: Recipe, detector: Detector) -> types_pb2.Model:
             max_bytes=recipe.input.max_bytes,
             max_pixels=recipe.input.max_pixels,
             max_side=recipe.input.max_side,
+            max_aspect=recipe.input.max_aspect,
             formats=FORMATS,
         ),
         score_threshold=defaults.score_threshold

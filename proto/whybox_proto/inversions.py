@@ -53,7 +53,9 @@ def check_inversion(request: explainer_pb2.CreateInversionRequest, model: types_
             expected=f"at most {LONGEST_KEY} characters",
             got=f"{len(request.idempotency_key)} characters",
         )
-    check_image_bytes(request.image, model)
+    if request.image:
+        check_image_bytes(request.image, model)
+        _check_start_fits(request.layout, model)
 
 
 def check_start(layout: types_pb2.Layout, width: int, height: int) -> None:
@@ -104,6 +106,27 @@ def _check_layout(layout: types_pb2.Layout, model: types_pb2.Model) -> None:
         )
     for i, thing in enumerate(layout.objects):
         _check_object(thing, layout, model, field=f"layout.objects[{i}]")
+
+
+def _check_start_fits(layout: types_pb2.Layout, model: types_pb2.Model) -> None:
+    """Check that a picture to start from, which is of the layout's size, is one that the model takes."""
+    pixels, most = layout.width * layout.height, model.input.max_aspect
+    if model.input.max_pixels and pixels > model.input.max_pixels:
+        raise ContractError(
+            "request_too_large",
+            "the picture to start from has too many pixels",
+            field="image",
+            expected=f"at most {model.input.max_pixels} pixels; or no picture",
+            got=f"{layout.width} x {layout.height} pixels",
+        )
+    if most and max(layout.width, layout.height) > most * min(layout.width, layout.height):
+        raise ContractError(
+            "invalid_argument",
+            "the picture to start from is too long and thin",
+            field="image",
+            expected=f"a longer side of at most {most} times the shorter one; or no picture",
+            got=f"{layout.width} x {layout.height} pixels",
+        )
 
 
 def _check_object(

@@ -141,12 +141,21 @@ class Nms:
 
 @dataclass(frozen=True)
 class InputLimits:
-    """The largest picture that a model takes; 0: no limit said."""
+    """The largest picture that a model takes; 0: no limit said.
+
+    Attributes:
+        max_bytes: of the file.
+        max_pixels: of the picture.
+        max_side: pixels on a side.
+        formats: of files.
+        max_aspect: the longer side over the shorter one.
+    """
 
     max_bytes: int
     max_pixels: int
     max_side: int
     formats: tuple[str, ...]
+    max_aspect: int = 0
 
 
 @dataclass(frozen=True)
@@ -226,6 +235,7 @@ class Model:
                 model.input.max_pixels,
                 model.input.max_side,
                 tuple(model.input.formats),
+                model.input.max_aspect,
             ),
             score_threshold=shortest(model.score_threshold),
             methods=tuple(_method(method) for method in model.methods),

@@ -271,16 +271,18 @@ class SpatialShift(_message.Message):
     def __init__(self, layer: _Optional[str] = ..., median: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., noise: _Optional[float] = ..., limit: _Optional[float] = ..., above: _Optional[float] = ..., x: _Optional[float] = ..., y: _Optional[float] = ..., inward: _Optional[float] = ..., room: _Optional[float] = ..., measured_on: _Optional[str] = ..., misleads: bool = ...) -> None: ...
 
 class InputLimits(_message.Message):
-    __slots__ = ("max_bytes", "max_pixels", "max_side", "formats")
+    __slots__ = ("max_bytes", "max_pixels", "max_side", "formats", "max_aspect")
     MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_PIXELS_FIELD_NUMBER: _ClassVar[int]
     MAX_SIDE_FIELD_NUMBER: _ClassVar[int]
     FORMATS_FIELD_NUMBER: _ClassVar[int]
+    MAX_ASPECT_FIELD_NUMBER: _ClassVar[int]
     max_bytes: int
     max_pixels: int
     max_side: int
     formats: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, max_bytes: _Optional[int] = ..., max_pixels: _Optional[int] = ..., max_side: _Optional[int] = ..., formats: _Optional[_Iterable[str]] = ...) -> None: ...
+    max_aspect: int
+    def __init__(self, max_bytes: _Optional[int] = ..., max_pixels: _Optional[int] = ..., max_side: _Optional[int] = ..., formats: _Optional[_Iterable[str]] = ..., max_aspect: _Optional[int] = ...) -> None: ...
 
 class Worker(_message.Message):
     __slots__ = ("id", "status")

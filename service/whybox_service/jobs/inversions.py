@@ -20,7 +20,7 @@ from google.protobuf import empty_pb2
 from whybox_proto.errors import ContractError, shorten, unknown_name
 from whybox_proto.inversions import check_inversion
 from whybox_proto.states import STATES
-from whybox_proto.v1 import explainer_pb2
+from whybox_proto.v1 import explainer_pb2, types_pb2
 from whybox_service import paging
 from whybox_service.asking import Asking
 from whybox_service.calls import Call
@@ -153,7 +153,7 @@ class Inversions:
         model = await self._asking.description(request.model, "", call)
         check_inversion(request, model)
         _check_key(request.idempotency_key)
-        start = await self._work(call, lambda: _start_of(request))
+        start = await self._work(call, lambda: _start_of(request, model))
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
         kept = explainer_pb2.CreateInversionRequest()
         kept.CopyFrom(request)
@@ -551,13 +551,13 @@ class Inversions:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
 
 
-def _start_of(request: explainer_pb2.CreateInversionRequest) -> bytes:
+def _start_of(request: explainer_pb2.CreateInversionRequest, model: types_pb2.Model) -> bytes:
     """Return the picture that a job starts from as it is kept; empty where there is none."""
     if not request.image:
         return b""
     from whybox_service.jobs.starting import bounded
 
-    return bounded(request.image, request.layout)
+    return bounded(request.image, request.layout, model)
 
 
 def _new_id() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+from whybox_proto.checks import check_image_bytes
 from whybox_proto.inversions import check_start
 from whybox_proto.v1 import types_pb2
 from whybox_service.pictures import Exactly
@@ -12,14 +13,15 @@ from whybox_service.pictures import Exactly
 _COMPRESSION = 1
 
 
-def bounded(picture: bytes, layout: types_pb2.Layout) -> bytes:
+def bounded(picture: bytes, layout: types_pb2.Layout, model: types_pb2.Model) -> bytes:
     """Return a picture to start from as a PNG with nothing beside its pixels, which are those a worker sees.
 
     A file may hold far more than its pixels need, and a thousand queued jobs each keep one; this is never
     much longer than three bytes for each pixel of the layout.
 
     Raises:
-        ContractError: where it cannot be decoded, or is not of the layout's size.
+        ContractError: where it cannot be decoded, is not of the layout's size, or what is kept of it, which a
+            worker gets, is longer than the model takes.
     """
     from PIL import Image
 
@@ -30,4 +32,5 @@ def bounded(picture: bytes, layout: types_pb2.Layout) -> bytes:
     pixels = images.decode(picture, Exactly(layout.width, layout.height))
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG", compress_level=_COMPRESSION)
+    check_image_bytes(out.getvalue(), model)
     return out.getvalue()
