@@ -282,10 +282,10 @@ class TestLostWorkers:
 
     def test_one_end_that_breaks_several_tries_off_counts_once(self) -> None:
         losses = Losses()
+        losses.count(lost(broken=True))
         for _ in range(2 * LOST_LIMIT):
             losses.late(lost(broken=True))
-        losses.count(lost(broken=True))
-        losses.count(lost())
+            losses.count(lost())
         assert losses.away
         assert not losses.too_many
         for _ in range(LOST_LIMIT - 1):
