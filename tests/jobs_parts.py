@@ -25,6 +25,7 @@ from whybox_proto.states import ENDED as ENDED
 from whybox_proto.v1 import worker_pb2
 
 MODEL = "played"
+HANG_SECONDS = 1.0
 LAYOUT: dict[str, Any] = {
     "width": 64,
     "height": 48,
@@ -38,8 +39,9 @@ class PlayedTorchServe:
 
     Attributes:
         mode: `well`; `overloaded`; `gone`: connections are dropped; `lost`: the worker dies with the request;
-            `broken`: all of TorchServe ends with the request, and comes back; `unloaded`: the model is not
-            there; `hold`: advances wait until the mode is another.
+            `hung`: the worker is ended when nobody waits any more; `broken`: all of TorchServe ends with the
+            request, and comes back; `unloaded`: the model is not there; `hold`: advances wait until there is
+            another mode.
         versions: of the model; the first is its default one.
         workers: how many it tells of.
         steps: the advances that were asked for, by request id.
@@ -132,7 +134,8 @@ class PlayedTorchServe:
             return 200, inversion_worker.answer(request).SerializeToString()
         if self.mode == "overloaded":
             return 503, b'{"code": 503, "type": "ServiceUnavailableException", "message": "queue full"}'
-        if self.mode == "lost":
+        if self.mode in ("lost", "hung"):
+            time.sleep(HANG_SECONDS if self.mode == "hung" else 0)
             self.died += 1
             return 500, b'{"code": 500, "type": "InternalServerException", "message": "Worker died."}'
         if self.mode == "broken":

@@ -26,6 +26,7 @@ from conftest import PATIENCE_SECONDS
 from gateway_calls import grpc_outcome, over_grpc
 from jobs_parts import (
     ENDED,
+    HANG_SECONDS,
     LAYOUT,
     MODEL,
     Gateway,
@@ -39,7 +40,7 @@ from jobs_parts import (
 from picture_files import RGB, saved
 from whybox_proto.v1 import explainer_pb2
 from whybox_proto.v1.types_pb2 import Layout, Model
-from whybox_service.jobs import adopting
+from whybox_service.jobs import adopting, runner
 from whybox_service.jobs.losses import LOST_LIMIT
 from whybox_service.jobs.starting import bounded
 from whybox_service.settings import Settings
@@ -721,6 +722,21 @@ class TestFaults:
             torchserve.mode = "well"
             check_whole(running.wait(running.create(SHORT)["name"]))
 
+    def test_a_step_that_hangs_is_given_up(self, torchserve: PlayedTorchServe, tmp_path: Path) -> None:
+        """Its workers are ended long after it was waited for."""
+        prelude = (
+            "import whybox_service.jobs.steps as s\n"
+            f"s.ALLOWANCE_SECONDS = {HANG_SECONDS / 2}\n"
+            "s.FIRST_PAUSE_SECONDS = s.LONGEST_PAUSE_SECONDS = 0.5\n"
+        )
+        with gateway(tmp_path, torchserve.url, prelude=prelude) as running:
+            torchserve.mode = "hung"
+            job = running.wait(running.create(SHORT)["name"])
+            assert (job["state"], job["error"]["type"]) == ("failed", "backend_unavailable")
+            assert "workers ended while they had step 1" in job["error"]["message"]
+            torchserve.mode = "well"
+            check_whole(running.wait(running.create(SHORT)["name"]))
+
     def test_patience_ends(self, torchserve: PlayedTorchServe, tmp_path: Path) -> None:
         with gateway(tmp_path, torchserve.url, WHYBOX_JOBS_PATIENCE_SECONDS="2") as running:
             job = running.create(LONG)
@@ -889,10 +905,8 @@ class TestTending:
             name = running.create(SHORT)["name"]
             eventually(lambda: torchserve.at_once == 1)
             running.kill()
-            pending = adopting.pending
-
             def and_another(client: DBOSClient, executor: str | None = None) -> list[tuple[str, str]]:
-                return [("0" * 32, "gateway"), *pending(client, executor)]
+                return [("0" * 32, "gateway"), *runner.pending(client, executor)]
 
             monkeypatch.setattr(adopting, "pending", and_another)
             assert adopting.adopt(Settings(data=tmp_path / "data"), "gateway") == [name.partition("/")[2]]
