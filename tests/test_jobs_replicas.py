@@ -181,12 +181,13 @@ class TestNames:
     SOMEBODY = "elsewhere 0000 pid:[1] 1 2 token"
 
     @pytest.fixture
-    def shared(self, database: Postgres, tmp_path: Path) -> dict[str, str]:
-        return {
+    def shared(self, database: Postgres, tmp_path: Path) -> Iterator[dict[str, str]]:
+        yield {
             "WHYBOX_JOBS_DATABASE": database.url,
             "WHYBOX_JOBS_ARTIFACTS": str(tmp_path / "artifacts"),
             "WHYBOX_JOBS_EXECUTOR": tmp_path.name[:60],
         }
+        self.free(database, tmp_path.name[:60])
 
     def hold(self, database: Postgres, name: str) -> None:
         """Have a name held by somebody who has just been heard."""
