@@ -17,6 +17,7 @@ import yaml
 
 import whybox
 import whybox_proto
+from whybox.checksums import check_weights, digest
 from whybox.detectors.registry import pack_detector
 from whybox.engine import Engine
 from whybox.recipe import Recipe, RecipeError, dump_recipe, read_recipe
@@ -24,7 +25,7 @@ from whybox.torchserve import entry
 from whybox.torchserve.handler import RECIPE_FILE
 
 LEFT_OUT = (
-    *("scenes", "training", "evaluation", "__pycache__", "archives.py", "testing.py"),
+    *("scenes", "training", "evaluation", "__pycache__", "archives.py", "checksums.py", "testing.py"),
     *("*_grpc.py", "*.pyi", "*.proto"),
 )
 """What a worker does not need."""
@@ -33,7 +34,7 @@ TRIAL = 256
 """Side of the picture that a model is tried on, at most."""
 
 
-def build(recipe_path: Path, out_dir: Path, weights: Path | None = None) -> Path:
+def build(recipe_path: Path, out_dir: Path, weights: Path | None = None, *, checksum: bool = True) -> Path:
     """Build the archive of a recipe.
 
     The checkpoint is made self-contained, and what will be served is loaded, described and tried on a picture
@@ -45,12 +46,15 @@ def build(recipe_path: Path, out_dir: Path, weights: Path | None = None) -> Path
         recipe_path: the recipe.
         out_dir: folder for the archive; made if missing.
         weights: file or folder to use instead of the recipe's own.
+        checksum: whether the weights must be those of the recipe's checksum, where it has one; the archive of
+            others has none.
 
     Returns:
         The archive, ``{name}.mar``.
 
     Raises:
-        RecipeError: if recipe, weights and labels do not fit, or the model fails on a picture.
+        RecipeError: if the weights are others than the recipe's, if recipe, weights and labels do not fit, or
+            if the model fails on a picture.
     """
     recipe = read_recipe(recipe_path)
     if weights is None:
@@ -62,8 +66,13 @@ def build(recipe_path: Path, out_dir: Path, weights: Path | None = None) -> Path
         weights = recipe_path.parent / recipe.weights
     if not weights.exists():
         raise RecipeError(f"{recipe_path}: weights: there is no file or folder {weights}")
+    if checksum:
+        check_weights(recipe, weights)
+    else:
+        recipe = dataclasses.replace(recipe, checksum="")
     with tempfile.TemporaryDirectory() as scratch:
         packed, packed_weights = pack_detector(recipe, weights, Path(scratch))
+        packed = dataclasses.replace(packed, packed_sha256=digest(packed_weights))
         _try_out(Engine.load(packed, packed_weights))
         out_dir.mkdir(parents=True, exist_ok=True)
         _package(packed, packed_weights, Path(scratch), out_dir)

@@ -68,6 +68,7 @@ def describe(recipe: Recipe, detector: Detector) -> types_pb2.Model:
         else recipe.score_threshold,
         nms=_describe_nms(recipe, detector),
         default_nms=recipe.nms.get("default", defaults.nms),
+        weights_sha256=recipe.packed_sha256,
     )
     for method in METHODS.values():
         layers = method.layers(detector)

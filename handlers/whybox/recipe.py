@@ -24,6 +24,8 @@ MAX_PIXELS = 89_478_485
 
 _NAME = re.compile(r"[a-z0-9]+([-._][a-z0-9]+)*")
 
+_CHECKSUM = re.compile(r"md5:[0-9a-f]{6,32}|sha256:[0-9a-f]{6,64}")
+
 
 class RecipeError(ValueError):
     """A recipe that cannot be used: which file, which field, what was expected and what came."""
@@ -80,6 +82,9 @@ class Recipe:
         architecture: known to the family.
         weights: file or folder, relative to the recipe; None where it is given when building.
         source: where the weights come from, for people.
+        checksum: of the weights as they come from there: ``sha256:`` or ``md5:`` and hexadecimal digits, all
+            or the first; of a folder, one for each file that counts, by name; empty where none is known.
+        packed_sha256: of the weights in an archive; written when it is built.
         labels: the classes' names, background left out.
         background: the head's first class is an unused background.
         score_threshold: of answers, when the request names none; None for the model's own.
@@ -100,6 +105,8 @@ class Recipe:
     description: str = ""
     weights: str | None = None
     source: str = ""
+    checksum: str | Mapping[str, str] = ""
+    packed_sha256: str = ""
     background: bool = False
     score_threshold: float | None = None
     nms: Mapping[str, Any] = field(default_factory=dict)
@@ -142,8 +149,25 @@ def read_recipe(path: Path) -> Recipe:
             f"{path}: labels: expected at most {MAX_LABELS} of at most {MAX_LABEL} characters; "
             f"got {len(recipe.labels)} of up to {longest}"
         )
+    _check_checksum(recipe.checksum, str(path))
     _check_ranges(recipe, str(path))
     return recipe
+
+
+def _check_checksum(checksum: str | Mapping[str, str], where: str) -> None:
+    if isinstance(checksum, str):
+        files = {"checksum": checksum} if checksum else {}
+    else:
+        for name in checksum:
+            if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
+                raise RecipeError(f"{where}: checksum: expected names of files; got {shorten(name)!r}")
+        files = {f"checksum.{name}": text for name, text in checksum.items()}
+    for field_name, text in files.items():
+        if not isinstance(text, str) or not _CHECKSUM.fullmatch(text):
+            raise RecipeError(
+                f"{where}: {field_name}: expected sha256: or md5: and 6 or more hexadecimal digits, in lower "
+                f"case; got {shorten(text)!r}"
+            )
 
 
 def _check_ranges(recipe: Recipe, where: str) -> None:
@@ -208,6 +232,8 @@ def _convert(kind: str, value: Any, where: str) -> Any:
     if kind.endswith(" | None") and value is None:
         return None
     kind = kind.removesuffix(" | None")
+    if kind.startswith("str | "):
+        kind = kind.removeprefix("str | ") if isinstance(value, Mapping) else "str"
     if kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     plain: dict[str, type] = {"str": str, "int": int, "bool": bool}

@@ -201,6 +201,7 @@ class Model:
         measures: what `Client.evaluate` can measure.
         spatial_shifts: what `whybox diagnose` found, a layer each; empty: it was not asked.
         inversion: what `Client.invert` takes; None: the model cannot be inverted.
+        weights_sha256: of the safetensors file in the model's archive, in hexadecimal; empty: not known.
     """
 
     name: str
@@ -219,6 +220,7 @@ class Model:
     measures: tuple[Measure, ...] = ()
     spatial_shifts: tuple[SpatialShift, ...] = ()
     inversion: Invertible | None = None
+    weights_sha256: str = ""
 
     @classmethod
     def from_message(cls, model: types_pb2.Model) -> Model:
@@ -261,6 +263,7 @@ class Model:
             ),
             spatial_shifts=tuple(map(_shift, model.spatial_shifts)),
             inversion=_invertible(model.inversion) if model.HasField("inversion") else None,
+            weights_sha256=model.weights_sha256,
         )
 
 

@@ -303,7 +303,7 @@ class WorkerState(_message.Message):
     def __init__(self, ready: bool = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., queue_remaining: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "description", "family", "architecture", "labels", "input", "score_threshold", "methods", "layers", "nms", "default_nms", "ready", "state", "measures", "spatial_shifts", "inversion")
+    __slots__ = ("name", "version", "description", "family", "architecture", "labels", "input", "score_threshold", "methods", "layers", "nms", "default_nms", "ready", "state", "measures", "spatial_shifts", "inversion", "weights_sha256")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
@@ -321,6 +321,7 @@ class Model(_message.Message):
     MEASURES_FIELD_NUMBER: _ClassVar[int]
     SPATIAL_SHIFTS_FIELD_NUMBER: _ClassVar[int]
     INVERSION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_SHA256_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     description: str
@@ -338,7 +339,8 @@ class Model(_message.Message):
     measures: _containers.RepeatedCompositeFieldContainer[Measure]
     spatial_shifts: _containers.RepeatedCompositeFieldContainer[SpatialShift]
     inversion: Invertible
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., description: _Optional[str] = ..., family: _Optional[str] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., input: _Optional[_Union[InputLimits, _Mapping]] = ..., score_threshold: _Optional[float] = ..., methods: _Optional[_Iterable[_Union[Method, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., nms: _Optional[_Iterable[_Union[Nms, _Mapping]]] = ..., default_nms: _Optional[str] = ..., ready: bool = ..., state: _Optional[_Union[WorkerState, _Mapping]] = ..., measures: _Optional[_Iterable[_Union[Measure, _Mapping]]] = ..., spatial_shifts: _Optional[_Iterable[_Union[SpatialShift, _Mapping]]] = ..., inversion: _Optional[_Union[Invertible, _Mapping]] = ...) -> None: ...
+    weights_sha256: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., description: _Optional[str] = ..., family: _Optional[str] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., input: _Optional[_Union[InputLimits, _Mapping]] = ..., score_threshold: _Optional[float] = ..., methods: _Optional[_Iterable[_Union[Method, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., nms: _Optional[_Iterable[_Union[Nms, _Mapping]]] = ..., default_nms: _Optional[str] = ..., ready: bool = ..., state: _Optional[_Union[WorkerState, _Mapping]] = ..., measures: _Optional[_Iterable[_Union[Measure, _Mapping]]] = ..., spatial_shifts: _Optional[_Iterable[_Union[SpatialShift, _Mapping]]] = ..., inversion: _Optional[_Union[Invertible, _Mapping]] = ..., weights_sha256: _Optional[str] = ...) -> None: ...
 
 class Preset(_message.Message):
     __slots__ = ("name", "description", "params")

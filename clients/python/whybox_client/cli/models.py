@@ -92,7 +92,12 @@ def _find_recipe(given: Path) -> Path:
     type=click.Path(exists=True, path_type=Path),
     help="File or folder to pack, instead of the weights that the recipe names; for one recipe.",
 )
-def build(recipes: tuple[Path, ...], out: Path, weights: Path | None) -> None:
+@click.option(
+    "--no-checksum",
+    is_flag=True,
+    help="Take weights that are not those of the recipe's checksum, such as those of a training of your own.",
+)
+def build(recipes: tuple[Path, ...], out: Path, weights: Path | None, no_checksum: bool) -> None:
     """Build a .mar archive from each RECIPE, a file or the name of one in model_store.
 
     By default, from those in model_store that have weights.
@@ -105,7 +110,7 @@ def build(recipes: tuple[Path, ...], out: Path, weights: Path | None) -> None:
         raise needs_extra("serve", str(error)) from error
     for recipe in recipes or _recipes_with_weights(MODEL_STORE):
         try:
-            click.echo(archives.build(recipe, out, weights))
+            click.echo(archives.build(recipe, out, weights, checksum=not no_checksum))
         except (OSError, ValueError) as error:
             raise Failure(str(error)) from error
 
@@ -135,6 +140,7 @@ def _describe(model: Model) -> str:
         f"{model.name} {model.version} ({model.family}, {model.architecture}), "
         + ("ready" if model.ready else "not ready"),
         *([model.description] if model.description else []),
+        *([f"weights          sha256 {model.weights_sha256}"] if model.weights_sha256 else []),
         f"labels           {', '.join(model.labels)}",
         f"score threshold  {model.score_threshold:g}",
     ]
