@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ import pytest
 
 from test_client_errors import answer, problem, web
 from test_gateway_backend import pack
-from whybox_client.doctor import archives, installation, machine, service
+from whybox.detectors.registry import FAMILIES
+from whybox_client.doctor import archives, families, installation, machine, service
 from whybox_client.doctor.findings import Finding
 from whybox_proto.v1 import explainer_pb2, types_pb2
 
@@ -67,7 +70,7 @@ class TestWhole:
         assert code == 0
         assert {finding.check for finding in findings} >= {
             *("Python", "packages", "protobuf", "Java", "torch", "TorchServe", "disk", "temporary files"),
-            *("memory", "service"),
+            *("memory", "service", *(f"family {name}" for name in FAMILIES)),
         }
         assert {f.state for f in findings if f.check.startswith("archive ")} == {"ok"}
         assert of(findings, "service").says.endswith(f"ready: {', '.join(sorted(live.models))}")
@@ -138,8 +141,6 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def link_distribution(name: str, site: Path) -> None:
     """Make an installed distribution visible in another environment, and nothing else."""
-    from importlib import metadata
-
     try:
         distribution = metadata.distribution(name)
     except metadata.PackageNotFoundError:
@@ -147,7 +148,7 @@ def link_distribution(name: str, site: Path) -> None:
     for file in {Path(str(file)).parts[0] for file in distribution.files or ()}:
         source = Path(str(distribution.locate_file(file)))
         target = site / file
-        if not source.exists() or file == ".." or "__editable__" in file:
+        if not source.exists() or file in ("..", "__pycache__") or "__editable__" in file:
             continue
         if target.is_dir() and source.is_dir():  # a namespace that two distributions share
             shutil.copytree(source, target, dirs_exist_ok=True)
@@ -171,8 +172,8 @@ class TestInstallation:
     def test_versions_that_were_not_asked_for(self) -> None:
         extras = installation.Extras({"torch": "1.0"}, (), ("torch 1.0 (wanted >=2.11)",))
         assert [finding.state for finding in extras.findings()] == ["ok", "warning"]
-        assert installation._fits("2.11.1+cpu", ">=2.11")
-        assert not installation._fits("2.3", ">=2.11")
+        assert installation.fits("2.11.1+cpu", ">=2.11")
+        assert not installation.fits("2.3", ">=2.11")
 
     def test_what_is_required_is_what_the_project_says(self) -> None:
         import tomllib
@@ -183,7 +184,7 @@ class TestInstallation:
             for extra in ("service", "handlers", "serve")
             for line in said[extra]
         } - {"whybox"}
-        required = installation._required(("service", "handlers", "serve"))
+        required = installation.required(("service", "handlers", "serve"))
         assert set(required) <= names
         assert {"fastapi", "torch", "torchserve", "uvicorn", "pyyaml"} <= set(required)
         assert required["torchserve"] == "==0.12.0"
@@ -249,9 +250,10 @@ class TestInstallation:
 
     def test_nothing_here_loads_torch(self) -> None:
         code = (
-            "import sys\nfrom whybox_client.doctor import installation, machine\n"
+            "import sys\nfrom whybox_client.doctor import families, installation, machine\n"
             "list(installation.python()), list(installation.torchserve())\n"
             "installation.Extras.here()\n"
+            "list(families.findings())\n"
             "sys.exit(any(m in sys.modules for m in ('torch', 'grpc', 'numpy', 'ts', 'google.protobuf')))\n"
         )
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -277,6 +279,93 @@ class TestInstallation:
         findings = list(installation.torchserve())
         assert [finding.state for finding in findings] == ["warning"] * 2
         assert findings[0].mend == "pip install torchserve==0.12.0"
+
+
+class TestFamilies:
+    """Of libraries that are said to be installed, or not: not of what is installed here."""
+
+    @pytest.fixture
+    def versions(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+        """Distributions that are installed: their versions, to be changed by a test."""
+        whole = {
+            name: "1.0" for family in families.FAMILIES for name in installation.required((family.extra,))
+        }
+        whole |= {"torchvision": "0.29.2", "transformers": "5.23.0", "detectron2": "0.6"}
+
+        def version(name: str) -> str:
+            if name not in whole:
+                raise metadata.PackageNotFoundError(name)
+            return whole[name]
+
+        monkeypatch.setattr(metadata, "version", version)
+        return whole
+
+    @pytest.fixture
+    def extension(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """The extension of a detectron2, beside a torch."""
+        (tmp_path / "detectron2").mkdir()
+        for file in ("torch.py", "detectron2/__init__.py", "detectron2/_C.py"):
+            (tmp_path / file).touch()
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        return tmp_path / "detectron2" / "_C.py"
+
+    def found(self, name: str) -> Finding:
+        return of(list(families.findings()), f"family {name}")
+
+    def test_they_are_those_of_the_registry(self) -> None:
+        assert {family.library for family in families.FAMILIES} == FAMILIES.keys()
+        for family in families.FAMILIES:
+            required = installation.required((family.extra,))
+            assert bool(family.tried) is (family.library not in required)
+            assert required, f"there is no extra {family.extra}"
+
+    @pytest.mark.usefixtures("extension")
+    def test_all_that_is_wanted(self, versions: dict[str, str]) -> None:
+        told = {finding.check: (finding.state, finding.says) for finding in families.findings()}
+        assert {state for state, _ in told.values()} == {"ok"}
+        assert told["family detectron2"][1] == "detectron2 0.6, within >=0.6,<0.7"
+        assert told["family transformers"][1].startswith("transformers 5.23.0, within ")
+        assert all(families.lacking(name) is None for name in (*FAMILIES, "another", ""))
+        assert versions
+
+    @pytest.mark.usefixtures("extension")
+    @pytest.mark.parametrize("name", list(FAMILIES))
+    def test_one_that_is_not_installed_is_no_fault(self, versions: dict[str, str], name: str) -> None:
+        del versions[name]
+        finding = self.found(name)
+        assert finding.state == "ok"
+        assert finding.says.startswith("not installed; its models need it: pip install 'whybox[serve")
+        lacking = families.lacking(name)
+        assert lacking is not None
+        assert lacking.library == name
+
+    @pytest.mark.usefixtures("extension")
+    @pytest.mark.parametrize(
+        ("name", "version"), [("transformers", "4.57.0"), ("transformers", "6.0"), ("detectron2", "0.5")]
+    )
+    def test_a_version_that_was_not_tried(self, versions: dict[str, str], name: str, version: str) -> None:
+        versions[name] = version
+        finding = self.found(name)
+        assert finding.state == "warning"
+        assert re.fullmatch(rf"{name} {version} was not tried; [<>=.,0-9]+ was", finding.says)
+        assert f"'whybox[serve,{name}]'" in finding.mend
+
+    @pytest.mark.usefixtures("extension")
+    @pytest.mark.parametrize(("name", "part"), [("transformers", "scipy"), ("detectron2", "omegaconf")])
+    def test_what_it_needs_besides(self, versions: dict[str, str], name: str, part: str) -> None:
+        del versions[part]
+        finding = self.found(name)
+        assert (finding.state, finding.says.split(" ", 2)[2]) == ("warning", f"misses {part}")
+        assert f"'whybox[serve,{name}]'" in finding.mend
+
+    @pytest.mark.usefixtures("versions")
+    def test_an_extension_of_another_torch(self, extension: Path) -> None:
+        extension.write_text("raise ImportError('_C.so: undefined symbol: _ZN2at4_ops5zeros4callE')\n")
+        finding = self.found("detectron2")
+        assert finding.state == "problem"
+        assert finding.says.startswith("detectron2 0.6 does not load: ImportError: _C.so: undefined symbol")
+        assert finding.mend.endswith("docs/detectors/detectron2.md")
+        assert (ROOT / finding.mend.split(": ")[-1]).is_file()
 
 
 class TestPorts:
@@ -397,6 +486,13 @@ class TestArchives:
         assert finding.state == "warning"
         assert "whybox/of_the_future.py differs" in finding.says
         assert finding.mend == "build it anew: whybox models build"
+
+    def test_one_whose_library_is_not_here(self, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(families, "_version", lambda _name: None)
+        finding = one(archives.store(store))
+        assert finding.state == "problem"
+        assert finding.says == "version 1.0, needs torchvision, which is not installed"
+        assert finding.mend == "pip install 'whybox[serve]'"
 
     def test_another_handler_is_none_of_our_business(self, tmp_path: Path) -> None:
         pack("faulty", Path(__file__).with_name("faulty_worker.py"), tmp_path)

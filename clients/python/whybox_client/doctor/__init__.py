@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from whybox_client.doctor import archives, installation, machine, service
+from whybox_client.doctor import archives, families, installation, machine, service
 from whybox_client.doctor.findings import Finding
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def examine(wanted: Wanted, connect: Callable[..., Client]) -> Iterator[Finding]
         checks += [
             ("Java", installation.java),
             ("torch", installation.torch),
+            ("families", families.findings),
             ("TorchServe", installation.torchserve),
             *((f"port {port}", partial(machine.port, wanted.host, port)) for port in wanted.ports),
             ("model store", partial(archives.store, wanted.model_store)),

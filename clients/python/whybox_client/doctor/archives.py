@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from whybox_client.doctor import families
 from whybox_client.doctor.findings import Finding
 
 _MANIFEST = "MAR-INF/MANIFEST.json"
+_RECIPE = "recipe.yaml"
+_FAMILY = re.compile(rb"^family: ([\w-]+)$", re.MULTILINE)
 # An archive carries the packages that it was built from.
 _CARRIED = ("whybox", "whybox_proto")
 _BUILD = "whybox models build"
@@ -34,7 +38,7 @@ def store(folder: Path) -> Iterator[Finding]:
 
 
 def archive(file: Path) -> Finding:
-    """Check that an archive can be read, is whole, and holds this version of whybox."""
+    """Check that an archive can be read, is whole, holds this version of whybox, and has its library here."""
     name = f"archive {file.name}"
     try:
         with zipfile.ZipFile(file) as packed:
@@ -43,12 +47,17 @@ def archive(file: Path) -> Finding:
             model = json.loads(packed.read(_MANIFEST))["model"]
             if model["handler"] not in packed.namelist():
                 return _broken(name, f"its handler {model['handler']} is missing")
+            lacking = families.lacking(_family(packed))
             other = _other_version(packed)
     except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
         return _broken(name, f"cannot be read: {getattr(error, 'strerror', None) or error}")
     except (KeyError, TypeError, ValueError):
         return _broken(name, "is no archive of TorchServe's")
     says = f"version {model.get('modelVersion', '?')}"
+    if lacking is not None:
+        return Finding(
+            name, "problem", f"{says}, needs {lacking.library}, which is not installed", lacking.install
+        )
     if other:
         return Finding(
             name,
@@ -61,6 +70,14 @@ def archive(file: Path) -> Finding:
 
 def _broken(name: str, says: str) -> Finding:
     return Finding(name, "problem", says, f"build it anew ({_BUILD}), or take it out of the model store")
+
+
+def _family(packed: zipfile.ZipFile) -> str:
+    """Return the family that an archive's recipe names; empty where it has none, as in another's archive."""
+    if _RECIPE not in packed.namelist():
+        return ""
+    named = _FAMILY.search(packed.read(_RECIPE))
+    return named[1].decode() if named else ""
 
 
 def _other_version(packed: zipfile.ZipFile) -> str | None:

@@ -17,8 +17,8 @@ _NEWEST_TRIED = (3, 12)
 _TORCHSERVE = "0.12.0"
 _IMPORT_S = 180.0
 # What serving needs; each is an extra of the package.
-_SERVING = ("service", "handlers", "serve")
-_SERVE = "pip install 'whybox[serve]'"
+SERVING = ("service", "handlers", "serve")
+SERVE = "pip install 'whybox[serve]'"
 
 _TRY_STUBS = """
 import json
@@ -69,33 +69,33 @@ class Extras:
         """Look at this environment."""
         present: dict[str, str] = {}
         missing, unfit = [], []
-        for name, versions in _required(_SERVING).items():
+        for name, versions in required(SERVING).items():
             try:
                 present[name] = metadata.version(name)
             except metadata.PackageNotFoundError:
                 missing.append(name)
                 continue
-            if not _fits(present[name], versions):
+            if not fits(present[name], versions):
                 unfit.append(f"{name} {present[name]} (wanted {versions})")
         return cls(present, tuple(missing), tuple(unfit))
 
     def findings(self) -> Iterator[Finding]:
         """Say what is there."""
         if self.light:
-            yield Finding("packages", "ok", f"the light client, which serves no models; {_SERVE} does")
+            yield Finding("packages", "ok", f"the light client, which serves no models; {SERVE} does")
         elif self.missing:
-            yield Finding("packages", "problem", f"serving misses {', '.join(self.missing)}", _SERVE)
+            yield Finding("packages", "problem", f"serving misses {', '.join(self.missing)}", SERVE)
         else:
             yield Finding("packages", "ok", "all that serving needs is installed")
         if self.unfit:
             yield Finding(
-                "packages", "warning", f"not the versions that were tried: {', '.join(self.unfit)}", _SERVE
+                "packages", "warning", f"not the versions that were tried: {', '.join(self.unfit)}", SERVE
             )
 
 
 def stubs() -> Iterator[Finding]:
     """Check that the generated messages load with the installed protobuf and gRPC."""
-    tried = _try(_TRY_STUBS)
+    tried = attempt(_TRY_STUBS)
     if isinstance(tried, str):
         yield Finding(
             "protobuf",
@@ -121,7 +121,7 @@ def java() -> Iterator[Finding]:
 
 def torch() -> Iterator[Finding]:
     """Check that torch and torchvision load, and belong together."""
-    tried = _try(_TRY_TORCH)
+    tried = attempt(_TRY_TORCH)
     if not isinstance(tried, str):
         gpu = "with a GPU" if tried[2] else "on the CPU"
         yield Finding("torch", "ok", f"torch {tried[0]} and torchvision {tried[1]}, {gpu}")
@@ -139,7 +139,7 @@ def torchserve() -> Iterator[Finding]:
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
-            yield Finding("TorchServe", "problem", f"{name} is not installed", _SERVE)
+            yield Finding("TorchServe", "problem", f"{name} is not installed", SERVE)
             continue
         if version == _TORCHSERVE:
             yield Finding("TorchServe", "ok", f"{name} {version}")
@@ -152,17 +152,17 @@ def torchserve() -> Iterator[Finding]:
             )
 
 
-def _required(extras: tuple[str, ...]) -> dict[str, str]:
+def required(extras: tuple[str, ...]) -> dict[str, str]:
     """Read from our own metadata what some extras ask for: name to range of versions."""
-    required = {}
+    ranges = {}
     for line in metadata.requires("whybox") or ():
         match = re.match(r"""([\w.-]+)(?:\[[^]]*])?([^;]*);.*extra == ["']([\w-]+)["']""", line)
         if match and match[3] in extras and match[1] != "whybox":
-            required[match[1]] = match[2].strip()
-    return required
+            ranges[match[1]] = match[2].strip()
+    return ranges
 
 
-def _fits(version: str, versions: str) -> bool:
+def fits(version: str, versions: str) -> bool:
     """Whether a version is in a range; True where `packaging`, which can tell, is not installed."""
     try:
         from packaging.specifiers import SpecifierSet
@@ -171,7 +171,7 @@ def _fits(version: str, versions: str) -> bool:
     return SpecifierSet(versions).contains(version, prereleases=True)
 
 
-def _try(code: str) -> list[str] | str:
+def attempt(code: str) -> list[str] | str:
     """Run code in a Python of its own, and return what it prints; a string says how it failed."""
     try:
         done = subprocess.run(
