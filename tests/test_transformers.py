@@ -581,6 +581,28 @@ class TestBadCheckpoints:
         words = r"expected 4 names for this head; got 3 \(or 3 and background: true"
         self.refused(checkpoint(labels=list(LABELS[:3])), words)
 
+    def test_labels_in_another_order_than_the_checkpoints(self, checkpoint: Callable[..., Path]) -> None:
+        path = checkpoint(labels=[LABELS[1], LABELS[0], *LABELS[2:]])
+        self.edit(path, id2label={str(i): label for i, label in enumerate(LABELS)})
+        words = (
+            rf"labels: expected the order of id2label in .*config\.json, {', '.join(LABELS)}; got beta, alpha"
+        )
+        self.refused(path, words)
+        path = checkpoint(labels=[LABELS[1], "another", *LABELS[2:]])
+        self.edit(path, id2label={str(i): label for i, label in enumerate(LABELS)})
+        assert build(path, path.parent / "store").is_file(), "other names are somebody's own"
+
+    def test_pictures_that_are_padded_to_one_size(self, checkpoint: Callable[..., Path]) -> None:
+        size = {"height": 480, "width": 640}
+        path = checkpoint()
+        self.edit(path, "preprocessor_config.json", do_pad=True, pad_size=size)
+        words = (
+            r"preprocessor_config\.json: pad_size: expected none, .*; got \{'height': 480, 'width': 640\}\."
+        )
+        self.refused(path, words)
+        self.edit(path, "preprocessor_config.json", do_pad=False)
+        assert build(path, path.parent / "store").is_file(), "nothing is padded"
+
     def test_another_architectures_checkpoint(self, checkpoint: Callable[..., Path]) -> None:
         path = checkpoint("conditional_detr", architecture="detr")
         self.refused(path, r"of another architecture: expected DetrForObjectDetection \(detr\); got Cond")

@@ -150,8 +150,14 @@ class TransformersDetector(NetworkDetector):
                 "backbone: expected one of stages, such as ResNet or HGNetV2; "
                 f"got {type(self._body).__name__}"
             )
-        if getattr(processor, "pad_size", None):
-            raise ValueError("pad_size: padding pictures to one size is not supported")
+        size = getattr(processor, "pad_size", None)
+        if processor.do_pad and size:
+            raise ValueError(
+                "preprocessor_config.json: pad_size: expected none, as pictures padded to one size are not "
+                f"supported; got {dict(size) if hasattr(size, 'get') else size}. If resizing "
+                "alone makes every picture of that size, take it out; else train with another size, such as "
+                "height and width, or shortest_edge and longest_edge"
+            )
         self._used = tuple(self._body.out_features)
         self._selector = self._find_selector()
         self._read_sizes()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from logging import CRITICAL
 from pathlib import Path
@@ -22,6 +22,7 @@ from whybox.detectors.transformers_checkpoint import (
 )
 from whybox.detectors.weights import refuse_misfits
 from whybox.recipe import Recipe, RecipeError
+from whybox_proto.errors import shorten
 
 pack = pack_checkpoint
 
@@ -50,6 +51,7 @@ def load(recipe: Recipe, weights: Path) -> TransformersDetector:
             f"{recipe.name}: the checkpoint is of another architecture: expected {kind.model} "
             f"({recipe.architecture}); got {', '.join(map(str, classes))} ({found})"
         )
+    _check_order(recipe, checkpoint.config.get("id2label"))
     model = _build_model(recipe, checkpoint, weights)
     processor = _build_processor(recipe, checkpoint)
     try:
@@ -60,6 +62,18 @@ def load(recipe: Recipe, weights: Path) -> TransformersDetector:
         raise RecipeError(
             f"{recipe.name}: config.json: the model fails on a picture: {type(error).__name__}: {error}"
         ) from error
+
+
+def _check_order(recipe: Recipe, named: Any) -> None:
+    """Refuse labels that are the checkpoint's own in another order: boxes would be right, and names wrong."""
+    if not isinstance(named, Mapping):
+        return
+    own = [str(named.get(str(index))) for index in range(int(recipe.background), len(named))]
+    if own != list(recipe.labels) and sorted(own) == sorted(recipe.labels):
+        raise RecipeError(
+            f"{recipe.name}: labels: expected the order of id2label in the checkpoint's config.json, "
+            f"{shorten(', '.join(own))}; got {shorten(', '.join(recipe.labels))}"
+        )
 
 
 def _build_model(recipe: Recipe, checkpoint: Checkpoint, path: Path) -> Any:
