@@ -48,7 +48,7 @@ test: $(STAMP) ## all tests
 test-transformers: $(STAMP) ## the tests of the transformers family, or what they miss
 	@$(BIN)/python -c "import transformers, scipy; print('transformers', transformers.__version__)" \
 		|| { echo "not installed: pip install 'whybox[transformers]'; see docs/detectors/transformers.md" >&2; exit 1; }
-	$(BIN)/python -m pytest tests/test_transformers.py tests/test_attention.py tests/test_inversion_queries.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/test_transformers*.py tests/test_attention.py tests/test_inversion_queries.py $(PYTEST_ARGS)
 
 test-detectron2: $(STAMP) ## the tests of the detectron2 family, which is installed by hand
 	@$(BIN)/python -c "import detectron2; print('detectron2', detectron2.__version__)" || \
