@@ -905,6 +905,7 @@ class TestTending:
             name = running.create(SHORT)["name"]
             eventually(lambda: torchserve.at_once == 1)
             running.kill()
+
             def and_another(client: DBOSClient, executor: str | None = None) -> list[tuple[str, str]]:
                 return [("0" * 32, "gateway"), *runner.pending(client, executor)]
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from conftest import PATIENCE_SECONDS
 from jobs_parts import (
     LAYOUT,
     MODEL,
