@@ -201,7 +201,7 @@ class Seen:
 
         The library runs from the pixels, with hooks in place of the layer's own outputs. It looks at the
         picture twice: of a single one, some gradients of its batch norms would be wrong (see
-        `TransformersDetector._sound_norms`, and `test_gradients_of_batch_norms`).
+        `TransformersDetector._differentiable`, and `test_gradients_of_batch_norms`).
         """
         detector = self.detector
         model, leaf = detector.model, None

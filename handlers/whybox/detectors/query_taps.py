@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from whybox.detectors.taps import seeds_of
 
 GRAPH_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
 """Aim for what all copies of a graph keep, by the kind of device."""
+
+HEAT_BYTES = 4 * 2**20
+"""Aim for the gradients that are smoothed and weighed at a time, which takes three times as much besides."""
 
 MAX_COPIES = 64
 
@@ -118,18 +121,16 @@ class QueryViews:
             ascent.layers[name] if entry is None else entry.below
             for name, entry in zip(names, taken, strict=True)
         ]
+        shown = [None if entry is None else entry.values for entry in taken]
         # So many candidates that their seeds fill the copies.
         for part in chunks(len(self.candidates), copies // math.gcd(copies, count)):
             picks = torch.arange(part.start, part.stop, device=self.candidates.device)
             queries = self.candidates[picks].repeat_interleave(count)
             rows = {name: seed[picks].flatten(0, 1) for name, seed in seeds.items()}  # [n·T, width]
-            pulled = [
-                _pull(ascent, belows, queries[few], {name: row[few] for name, row in rows.items()})
-                for few in chunks(len(queries), copies)
-            ]
-            made = [torch.cat(parts).unflatten(0, (len(picks), count)) for parts in zip(*pulled, strict=True)]
-            shown = [None if entry is None else entry.values for entry in taken]
+            pulled = _pull_all(ascent, belows, queries, rows, copies)
+            made = [gradients.unflatten(0, (len(picks), count)) for gradients in pulled]
             yield picks, list(zip(shown, made, strict=True))
+            del pulled, made  # before the next ones are made
 
     def _copies(self, candidates: int, targets: int) -> tuple[Ascent, int]:
         """Run upwards on as many copies as pay and fit: whole candidates, or less than one's targets."""
@@ -153,6 +154,20 @@ class QueryViews:
             return one, 1
         del one  # before what it is replaced by is made
         return self._ascend(copies), copies
+
+
+def _pull_all(
+    ascent: Ascent, belows: Sequence[Below], queries: Tensor, seeds: Mapping[str, Tensor], copies: int
+) -> list[Tensor]:
+    """Take m seeds back, so many at a time as there are copies: gradients (m, C, h, w) by each layer."""
+    whole: list[Tensor] = []
+    for few in chunks(len(queries), copies):
+        pulled = _pull(ascent, belows, queries[few], {name: seed[few] for name, seed in seeds.items()})
+        if not whole:
+            whole = [part.new_empty((len(queries), *part.shape[1:])) for part in pulled]
+        for gradients, part in zip(whole, pulled, strict=True):
+            gradients[few] = part
+    return whole
 
 
 def _pull(
@@ -203,6 +218,15 @@ class QueryTap(Tap):
         for _, heat in QueryTaps([self]).heat(targets, [sigmas]):
             yield heat
 
+    def heat_of(self, picks: Tensor, values: Tensor | None, gradients: Tensor, sigmas: Tensor | None) -> Heat:
+        """Return the heat of n candidates, some of the T targets at a time; see `Window.heat`."""
+        rows = max(1, HEAT_BYTES // gradients[:, :1].nbytes)
+        parts = [
+            self.window(picks, values, gradients[:, few]).heat(sigmas)
+            for few in chunks(gradients.shape[1], rows)
+        ]
+        return replace(parts[0], values=torch.cat([part.values for part in parts], 1))
+
     def window(self, picks: Tensor, values: Tensor | None, gradients: Tensor) -> Window:
         """Return the window of n candidates: the whole map."""
         shown = self.activation if values is None else values
@@ -226,7 +250,6 @@ class QueryTaps(Taps):
         """See `Taps.heat`."""
         names = [tap.name for tap in self._layers]
         for picks, made in self._layers[0].views.gradients(targets, names, entries=True):
-            for position, (tap, sigma, (values, gradients)) in enumerate(
-                zip(self._layers, sigmas, made, strict=True)
-            ):
-                yield position, tap.window(picks, values, gradients).heat(sigma)
+            for position, (tap, sigma) in enumerate(zip(self._layers, sigmas, strict=True)):
+                yield position, tap.heat_of(picks, *made[position], sigma)
+            del made  # before the next ones are made

@@ -33,6 +33,7 @@ from whybox.detectors.base import (
     Trace,
     require_images,
 )
+from whybox.detectors.frozen import can_be_frozen, frozen
 from whybox.detectors.network import PROBE, NetworkDetector, batches_of
 from whybox.detectors.postprocess import contenders
 from whybox.detectors.query_attention import sampled_points, samples_points, spread
@@ -144,6 +145,9 @@ class TransformersDetector(NetworkDetector):
             # Anchors made once, for one size; made for each picture they are the same, and of any size.
             model.config.anchor_image_size = None
         self._norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        self._convs = [
+            module for module in model.modules() if isinstance(module, nn.Conv2d) and can_be_frozen(module)
+        ]
         self._body = model.model.backbone.model
         if not (hasattr(self._body, "embedder") and hasattr(getattr(self._body, "encoder", None), "stages")):
             raise ValueError(
@@ -222,7 +226,7 @@ class TransformersDetector(NetworkDetector):
     def _climb(self, x: Tensor, start: str | None = None) -> dict[str, Tensor]:
         """Run the backbone from the pixels, or from a stage's map: that map and those above it."""
         maps = {} if start is None else {start: x}
-        with self._sound_norms():
+        with self._differentiable():
             if start is None:
                 x = self._body.embedder(x)
             below = start is not None
@@ -233,15 +237,18 @@ class TransformersDetector(NetworkDetector):
         return maps
 
     @contextmanager
-    def _sound_norms(self) -> Iterator[None]:
-        """Have batch norms written out, in the block, where gradients are wanted.
+    def _differentiable(self) -> Iterator[None]:
+        """Have batch norms written out, and convolutions keep no inputs, in the block, for gradients.
 
         PyTorch's own gradient of a batch norm in evaluation is wrong on CPUs (seen with 2.15) where the
         gradient that comes in has its channels last in memory and the map has not: so below a transformer.
         """
         with ExitStack() as stack:
-            for norm in self._norms if torch.is_grad_enabled() else []:
-                stack.enter_context(_substituted(norm, written_out(norm)))
+            if torch.is_grad_enabled():
+                for norm in self._norms:
+                    stack.enter_context(_substituted(norm, written_out(norm)))
+                for conv in self._convs:
+                    stack.enter_context(_substituted(conv, frozen(conv)))
             yield
 
     @property
@@ -274,7 +281,7 @@ class TransformersDetector(NetworkDetector):
         features.feature_maps = tuple(stages[name] for name in self._used)
         given = {} if memory is None else {"encoder_outputs": BaseModelOutput(last_hidden_state=memory)}
         with ExitStack() as stack:
-            stack.enter_context(self._sound_norms())
+            stack.enter_context(self._differentiable())
             stack.enter_context(_substituted(self._body, lambda *_, **__: features))
             if queries is not None and self._selector is not None:
                 stack.enter_context(_substituted(self._selector, lambda x: _ranks(x, queries)))
