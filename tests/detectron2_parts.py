@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ LAZY: dict[str, Any] = {
 
 
 def sections(architecture: str, **input_: Any) -> dict[str, Any]:
-    """A tiny configuration, of sections."""
+    """A tiny configuration, of sections; whoever changes it changes it alone."""
     model: dict[str, Any] = {
         "RESNETS": {
             "DEPTH": 50,
@@ -138,7 +139,7 @@ def sections(architecture: str, **input_: Any) -> dict[str, Any]:
         "PIXEL_STD": [57.375, 57.12, 58.395],
     }
     for part in MODELS[architecture]:
-        model = _over(model, part)
+        model = _over(model, copy.deepcopy(part))
     seen = {"MIN_SIZE_TEST": 0, "MAX_SIZE_TEST": 0, **input_}
     return {"VERSION": 2, "MODEL": model, "INPUT": seen}
 
