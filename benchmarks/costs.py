@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from tables import print_row, print_titles
 from torch import Tensor
 
 from whybox.detectors.base import Forward, WhiteBoxDetector
@@ -64,8 +65,8 @@ def in_own_process(name: str, what: str) -> float:
 
 def print_memory(names: Iterable[str], limit: float) -> None:
     """Print what ``--memory NAME detect`` and ``--memory NAME explain`` say of each name."""
-    print("\n| detector | detect, MiB | explain, MiB | explain over detect | limit |")
-    print("|---|---|---|---|---|")
+    print()
+    print_titles("detector", "detect, MiB", "explain, MiB", "explain over detect", "limit")
     for name in names:
         detect, explain = (in_own_process(name, what) for what in ("detect", "explain"))
-        print(f"| {name} | {detect:.0f} | {explain:.0f} | {explain / detect:.2f} | {limit:g} |")
+        print_row(name, f"{detect:.0f}", f"{explain:.0f}", f"{explain / detect:.2f}", f"{limit:g}")

@@ -31,6 +31,7 @@ except ModuleNotFoundError as error:
 
 from costs import clock, peak, print_memory
 from odam import DETECTIONS, LIMIT_MEMORY, LIMITS, TARGETS, explain, naive_seconds
+from tables import print_row, print_titles
 
 from whybox.detectors.base import WhiteBoxDetector
 from whybox.detectors.detectron2_loader import zoo_config
@@ -72,12 +73,15 @@ def tables(names: Sequence[str]) -> None:
     print(
         f"torch {torch.__version__}, detectron2 {detectron2.__version__}, {torch.get_num_threads()} threads\n"
     )
-    print("| detector | input | forward, s | layer | ms a map | 5 x 100 maps over forward | naive | limit |")
-    print("|---|---|---|---|---|---|---|---|")
+    print_titles(
+        "detector", "input", "forward, s", "layer", "ms a map", "5 x 100 maps over forward", "naive", "limit"
+    )
     for name, size, detector, _, image in cases:
         time_maps(name, size, detector, image)
-    print("\n| detector | input | detect, s | DefaultPredictor, s | detect over it | detections | limit |")
-    print("|---|---|---|---|---|---|---|")
+    print()
+    print_titles(
+        "detector", "input", "detect, s", "DefaultPredictor, s", "detect over it", "detections", "limit"
+    )
     for name, size, detector, predict, image in cases:
         time_detection(name, size, detector, predict, image)
     print_memory(names, LIMIT_MEMORY)
@@ -120,11 +124,11 @@ def time_maps(name: str, size: str, detector: WhiteBoxDetector, image: torch.Ten
         seconds = clock(lambda layer=layer: explain(detector, forward, layer.name, DETECTIONS))
         local = layer.kind == ("roi" if "roi" in detector.layers else "level")
         limit = f"{LIMITS[layer.kind]:g}" if local and size == "480x640" else ""
-        print(
-            f"| {name} | {size} | {forward_pass:.2f} | {layer.name} "
-            f"| {1000 * seconds / (len(TARGETS) * DETECTIONS):.2f} | {seconds / forward_pass:.2f} "
-            f"| {f'{slow:.0f}' if local else ''} | {limit} |",
-            flush=True,
+        a_map = seconds / (len(TARGETS) * DETECTIONS)
+        shown = f"{slow:.0f}" if local else ""
+        print_row(
+            *(name, size, f"{forward_pass:.2f}", layer.name, f"{1000 * a_map:.2f}"),
+            *(f"{seconds / forward_pass:.2f}", shown, limit),
         )
 
 
@@ -145,9 +149,8 @@ def time_detection(
             work()
             times.append(time.perf_counter() - started)
     detect, peer = statistics.median(ours), statistics.median(theirs)
-    print(
-        f"| {name} | {size} | {detect:.3f} | {peer:.3f} | {detect / peer:.2f} | {found} | {LIMIT_DETECT:g} |",
-        flush=True,
+    print_row(
+        *(name, size, f"{detect:.3f}", f"{peer:.3f}", f"{detect / peer:.2f}"), found, f"{LIMIT_DETECT:g}"
     )
 
 

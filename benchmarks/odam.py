@@ -18,6 +18,7 @@ from functools import partial
 
 import torch
 from costs import clock, peak, print_memory
+from tables import print_row, print_titles
 from torchvision.models import detection
 
 from whybox.detectors.base import Forward, Outputs
@@ -65,15 +66,17 @@ def main() -> None:
         print(json.dumps(peak_of(*options.memory)))
         return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
-    print("| detector | input | forward, s | layer | ms a map | 5 x 100 maps over forward | naive | limit |")
-    print("|---|---|---|---|---|---|---|---|")
+    print_titles(
+        "detector", "input", "forward, s", "layer", "ms a map", "5 x 100 maps over forward", "naive", "limit"
+    )
     for name in options.models:
         for size in SIZES:
             time_model(name, size, stages=not options.no_stages)
-    print(
-        "\n| detector | input | exact, ms a map | naive, ms a map | exact over naive | limit | off | cosine |"
+    print()
+    print_titles(
+        *("detector", "input", "exact, ms a map", "naive, ms a map"),
+        *("exact over naive", "limit", "off", "cosine"),
     )
-    print("|---|---|---|---|---|---|---|---|")
     for size in SIZES if EXACT in options.models else ():
         time_exact(EXACT, size)
     print_memory(options.models, LIMIT_MEMORY)
@@ -145,10 +148,10 @@ def time_model(name: str, size: str, *, stages: bool) -> None:
         ratio = a_map * len(TARGETS) * DETECTIONS / forward_pass
         local = layer.kind == ("roi" if "roi" in detector.layers else "level")
         limit = f"{LIMITS[layer.kind]:g}" if local and size == "480x640" else ""
-        print(
-            f"| {name} | {size} | {forward_pass:.2f} | {layer.name} | {1000 * a_map:.2f} | {ratio:.2f} "
-            f"| {f'{slow:.0f}' if local else ''} | {limit} |",
-            flush=True,
+        shown = f"{slow:.0f}" if local else ""
+        print_row(
+            *(name, size, f"{forward_pass:.2f}", layer.name, f"{1000 * a_map:.2f}", f"{ratio:.2f}"),
+            *(shown, limit),
         )
 
 
@@ -171,10 +174,9 @@ def time_exact(name: str, size: str) -> None:
         if length:
             off.append(float((placed - whole.values).norm()) / length)
             cosine.append(float(torch.cosine_similarity(placed.flatten(), whole.values.flatten(), 0)))
-    print(
-        f"| {name} | {size} | {1000 * a_map:.1f} | {1000 * slow:.1f} | {a_map / slow:.2f} | {LIMIT_EXACT:g} "
-        f"| {statistics.median(off):.1%} | {statistics.median(cosine):.4f} |",
-        flush=True,
+    print_row(
+        *(name, size, f"{1000 * a_map:.1f}", f"{1000 * slow:.1f}", f"{a_map / slow:.2f}", f"{LIMIT_EXACT:g}"),
+        *(f"{statistics.median(off):.1%}", f"{statistics.median(cosine):.4f}"),
     )
 
 

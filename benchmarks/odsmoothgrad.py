@@ -21,6 +21,7 @@ import time
 import torch
 from costs import clock, high_water
 from odam import MODELS
+from tables import print_row, print_titles
 from torch import Tensor
 
 from whybox.detectors.base import Batch, Detections, Outputs
@@ -54,22 +55,23 @@ def main() -> None:
         print(json.dumps(peak(options.memory, options.seconds)))
         return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
-    print(
-        "| detector | maps of a chunk | s a chunk | s a map | plain passes over it | own passes over it "
-        "| limit |"
+    print_titles(
+        *("detector", "maps of a chunk", "s a chunk", "s a map"),
+        *("plain passes over it", "own passes over it", "limit"),
     )
-    print("|---|---|---|---|---|---|---|")
     for name in options.models:
         time_model(name)
     if not options.seconds:
         return
-    print(f"\n| detector | detections with maps in {options.seconds:g} s | s taken | peak, GiB | limit |")
-    print("|---|---|---|---|---|")
+    print()
+    print_titles(
+        "detector", f"detections with maps in {options.seconds:g} s", "s taken", "peak, GiB", "limit"
+    )
     for name in options.models:
         command = [sys.executable, __file__, "--memory", name, "--seconds", str(options.seconds)]
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        cells = f"{found['detections']} of {DETECTIONS} | {found['seconds']:.0f} | {found['gib']:.2f}"
-        print(f"| {name} | {cells} | {LIMIT_GIB:g} |", flush=True)
+        done = f"{found['detections']} of {DETECTIONS}"
+        print_row(name, done, f"{found['seconds']:.0f}", f"{found['gib']:.2f}", f"{LIMIT_GIB:g}")
 
 
 def load(name: str, height: int, width: int) -> tuple[TorchvisionDetector, Question]:
@@ -100,11 +102,10 @@ def time_model(name: str) -> None:
     plain = clock(lambda: plain_passes(detector, question, task), 2)
     own = clock(lambda: own_passes(detector, question, task), 2)
     maps = len(task.detections) * len(TARGETS)
-    print(
-        f"| {name} | {len(task.detections)} x {len(TARGETS)} | {seconds:.2f} "
-        f"| {seconds / maps / task.count:.3f} | {plain / seconds:.2f} | {own / seconds:.2f} "
-        f"| {LIMIT_SPEED:g} |",
-        flush=True,
+    print_row(
+        *(name, f"{len(task.detections)} x {len(TARGETS)}", f"{seconds:.2f}"),
+        *(f"{seconds / maps / task.count:.3f}", f"{plain / seconds:.2f}", f"{own / seconds:.2f}"),
+        f"{LIMIT_SPEED:g}",
     )
 
 

@@ -20,6 +20,7 @@ import torch
 import transformers
 from costs import clock, peak, print_memory
 from odam import TARGETS, explain
+from tables import print_row, print_titles
 
 from whybox.detectors.base import Forward
 from whybox.detectors.transformers import TransformersDetector
@@ -43,12 +44,13 @@ def main() -> None:
         return
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, ", end="")
     print(f"{torch.get_num_threads()} threads\n")
-    print("| detector | forward, s | layer | ms a map | over forward | limit | naive, ms | faster | limit |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print_titles(
+        "detector", "forward, s", "layer", "ms a map", "over forward", "limit", "naive, ms", "faster", "limit"
+    )
     for name in INPUTS:
         time_maps(name)
-    print("\n| detector | detect, s | the library's, s | ratio | limit |")
-    print("|---|---|---|---|---|")
+    print()
+    print_titles("detector", "detect, s", "the library's, s", "ratio", "limit")
     for name in INPUTS:
         time_detection(name)
     print_memory(INPUTS, LIMIT_MEMORY)
@@ -115,10 +117,9 @@ def time_maps(name: str) -> None:
         seconds = clock(lambda layer=layer, count=count: explain(detector, forward, layer.name, count), 1)
         a_map = seconds / (len(TARGETS) * count)
         slow = naive_seconds(detector, forward, layer.name)
-        print(
-            f"| {name} | {forward_pass:.2f} | {layer.name} | {1000 * a_map:.1f} | {a_map / forward_pass:.3f} "
-            f"| {LIMIT_FORWARD:g} | {1000 * slow:.1f} | {slow / a_map:.2f} | {LIMIT_NAIVE:g} |",
-            flush=True,
+        print_row(
+            *(name, f"{forward_pass:.2f}", layer.name, f"{1000 * a_map:.1f}", f"{a_map / forward_pass:.3f}"),
+            *(f"{LIMIT_FORWARD:g}", f"{1000 * slow:.1f}", f"{slow / a_map:.2f}", f"{LIMIT_NAIVE:g}"),
         )
 
 
@@ -138,7 +139,7 @@ def time_detection(name: str) -> None:
         own.append(clock(lambda: detector.detect([image]), 1))
         theirs.append(clock(library, 1))
     ours, peer = statistics.median(own), statistics.median(theirs)
-    print(f"| {name} | {ours:.3f} | {peer:.3f} | {ours / peer:.3f} | {LIMIT_DETECT:g} |", flush=True)
+    print_row(name, f"{ours:.3f}", f"{peer:.3f}", f"{ours / peer:.3f}", f"{LIMIT_DETECT:g}")
 
 
 def peak_of(name: str, what: str) -> float:
